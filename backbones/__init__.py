@@ -1,0 +1,44 @@
+"""Models that methods are compared on, and the engine that puts a method on them.
+
+    backbone = backbones.load("pocket-llava")        # or a local checkpoint folder of the same family
+    inputs = backbone.inputs([image], ["Is there a red circle?"])
+    with FastV(budget=64)(backbone.model) as trace:
+        backbone.model.generate(**inputs)
+
+Nothing heavy is imported before `load`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from backbones.backbone import Backbone
+
+_HERE = Path(__file__).parent
+#: checkpoint folders by name
+NAMED = {"pocket-llava": _HERE / "pocket" / "checkpoints" / "pocket-llava"}
+
+
+def available() -> list[str]:
+    """Names that `load` takes, beside folders."""
+    return list(NAMED)
+
+
+def load(name_or_path: str, device: str = "cpu", dtype: str = "float32") -> Backbone:
+    """A backbone by name or from a local checkpoint folder (safetensors only; no code of the folder is run).
+
+    Raises UserError if there is none, or if it cannot be used.
+    """
+    folder = NAMED.get(name_or_path, Path(name_or_path))
+    if not (folder / "config.json").is_file():
+        if name_or_path in NAMED:
+            raise UserError(f"the checkpoint of {name_or_path} is missing from this installation; see backbones/pocket")
+        known = ", ".join(NAMED)
+        raise UserError(f"unknown backbone {name_or_path!r}: neither a known name ({known}) nor a folder with config.json")
+    from backbones.backbone import from_folder
+
+    return from_folder(folder, Path(name_or_path).name, device, dtype)

@@ -1,0 +1,155 @@
+"""A loaded checkpoint with its processor, as the harness uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from backbones.families import adapter_for
+from backbones.vision import VisionCache, vision_cache
+from harness.errors import UserError
+
+#: checkpoints up to this size are digested in full, larger ones by a sample of each file
+DIGEST_IN_FULL = 512 << 20
+_SAMPLE = 1 << 20
+
+
+@dataclass
+class Backbone:
+    """name: as it was asked for (a folder's own name, never its path). folder: where it was loaded from."""
+
+    name: str
+    model: torch.nn.Module
+    processor: object
+    folder: Path
+
+    @cached_property
+    def _adapter(self):
+        return adapter_for(self.model)
+
+    @property
+    def family(self) -> str:
+        return self._adapter.family
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens of an image, unpruned."""
+        return self._adapter.visual_tokens
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the language model."""
+        return len(self._adapter.layers)
+
+    def inputs(self, images: Sequence, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Model inputs for one user turn each: an image (PIL), then a text; left-padded [B, n], on the model's device.
+
+        Raises ValueError if there are not as many images as prompts.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+        texts = [
+            self.processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}],
+                add_generation_prompt=True,
+            )
+            for prompt in prompts
+        ]
+        batch = self.processor(
+            images=[image.convert("RGB") for image in images],
+            text=texts,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        device = self.model.device
+        moved = {k: v.to(device) for k, v in batch.items()}
+        moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
+        return moved
+
+    def describe(self) -> dict[str, object]:
+        """What a record needs to tell this backbone from others; JSON-able, no paths."""
+        template = getattr(self.processor, "chat_template", None) or ""
+        image_processor = self.processor.image_processor
+        return {
+            "name": self.name,
+            "family": self.family,
+            "weights": self._weights_digest,
+            "config": _digest(self.model.config.to_diff_dict()),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": self.model.config.get_text_config()._attn_implementation,
+            "visual_tokens": self.num_visual_tokens,
+            "layers": self.num_layers,
+            "image_padding": image_padding(image_processor),
+            "image_processor": _digest(image_processor.to_dict()),
+            "chat_template": hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16],
+        }
+
+    @cached_property
+    def _weights_digest(self) -> str:
+        return weights_digest(self.folder)
+
+    @contextmanager
+    def vision_cache(self, max_bytes: int) -> Iterator[VisionCache]:
+        """Inside, each distinct image goes through the vision tower once for all pruners that are put on the model
+        in turn (once more if one needs a signal that was not asked for before; once a raster size)."""
+        with vision_cache(self.model, max_bytes) as cache:
+            yield cache
+
+
+def image_padding(image_processor) -> str:
+    """`square` if images that are not square are padded (LLaVA's own code does), else what is done to them."""
+    if getattr(image_processor, "do_pad", False):
+        return "square"
+    return "centre crop" if getattr(image_processor, "do_center_crop", False) else "none"
+
+
+def _digest(body: dict) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def weights_digest(folder: Path) -> str:
+    """16 hex digits over the safetensors files: all bytes up to DIGEST_IN_FULL in total, else sizes and the first
+    and last mebibyte of each file."""
+    files = sorted(folder.glob("*.safetensors"))
+    full = sum(f.stat().st_size for f in files) <= DIGEST_IN_FULL
+    total = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        total.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            if full:
+                while block := file.read(_SAMPLE):
+                    total.update(block)
+            else:
+                total.update(file.read(_SAMPLE))
+                file.seek(max(0, size - _SAMPLE))
+                total.update(file.read(_SAMPLE))
+    return total.hexdigest()[:16]
+
+
+def from_folder(folder: Path, name: str, device: str, dtype: str) -> Backbone:
+    """Load a checkpoint folder. Raises UserError if it is incomplete, not safetensors, or of an unknown family."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"checkpoint {name}: no safetensors file in the folder; other weight formats are not loaded")
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise UserError(f"dtype {dtype!r} is unknown; use float32, bfloat16 or float16")
+    offline = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor = AutoProcessor.from_pretrained(folder, **offline)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=kind, use_safetensors=True, **offline)
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    backbone = Backbone(name, model.eval().to(device), processor, folder)
+    backbone._adapter  # noqa: B018  an unsupported family shows here, before any work is done
+    return backbone

@@ -1,0 +1,255 @@
+"""Puts a pruner on an unmodified Hugging Face model, by hooks alone, for as long as a `with` lasts.
+
+Before the language model: `get_image_features` is wrapped (generate() calls it itself, ahead of forward, and reads
+its signature). The survivors stand in the first places of each image's features; a pre-hook of the language model
+then drops the columns that are left empty. Inside it: pre-hooks of the decoder layers drop columns on entry of a
+layer. generate() never knows: its token ids, 2-D mask and positions stay those of the full prompt, and the hooks
+rewrite what the language model or a layer gets of them, in prefill and in every decode step. The key-value cache
+simply holds fewer tokens in the layers after a cut.
+
+A prefill is a call with an empty cache or none. Not supported, RuntimeError: chunked prefill, assisted decoding,
+re-used or static caches, prompts padded on the right. `logits` of a plain forward have the length that is left.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from backbones.before_llm import ImageSide
+from backbones.cut import Layout, cut, gather, layout_of
+from backbones.families import adapter_for
+from backbones.inside_llm import LayerSide, Prompt
+from backbones.trace import Trace
+from methods.base import Pruner, Selection
+
+_busy: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class Engine:
+    """Context manager; `__enter__` gives the Trace. See `methods.base.Pruner.__call__`."""
+
+    def __init__(self, model: nn.Module, pruner: Pruner):
+        self.adapter = adapter_for(model)
+        self.model, self.pruner = model, pruner
+        pruner.validate(self.adapter.visual_tokens, len(self.adapter.layers))
+        self.images = ImageSide(self.adapter, pruner, model)
+        self.stages = LayerSide(self.adapter, pruner)
+        self.trace = Trace(len(self.adapter.layers))
+
+    # ---- switching on and off
+
+    def __enter__(self) -> Trace:
+        if self.model in _busy:
+            raise RuntimeError("a pruner is already on this model; leave its `with` first")
+        _busy.add(self.model)
+        self._undo: list[Callable[[], None]] = []
+        self._forget()
+        try:
+            self._switch_on()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self.trace
+
+    def __exit__(self, *exc) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._forget()
+        _busy.discard(self.model)
+
+    def _forget(self) -> None:
+        """Drop all that belongs to one prefill."""
+        self._ids: Tensor | None = None
+        self._seen: list | None = None  # for each image its view (reads_text), or its Selection
+        self._prompt: Prompt | None = None
+        self._cache: object = None
+        self._is_prefill = False
+        self._step: object = None
+        self.stages.forget()
+
+    def _switch_on(self) -> None:
+        adapter = self.adapter
+        self.pruner.prepare(self.model)
+        hooks = [(adapter.inner, self._on_model), (adapter.language_model, self._on_language_model)]
+        hooks += [(layer, functools.partial(self._on_layer, i)) for i, layer in enumerate(adapter.layers)]
+        for module, hook in hooks:
+            self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if self.images.involved:
+            self._wrap_image_features(adapter.inner)
+
+    def _wrap_image_features(self, inner: nn.Module) -> None:
+        original, had_own = inner.get_image_features, "get_image_features" in vars(inner)
+
+        @functools.wraps(original)
+        def get_image_features(pixel_values, **options):
+            self.adapter.check_request(pixel_values, options)
+            return BaseModelOutputWithPooling(pooler_output=self._image_features(pixel_values))
+
+        def restore():
+            if had_own:
+                inner.get_image_features = original
+            else:
+                del inner.get_image_features
+
+        inner.get_image_features = get_image_features
+        self._undo.append(restore)
+
+    # ---- before the language model
+
+    def _image_features(self, pixels: Tensor) -> list[Tensor]:
+        """Stands in for the model's own: [N, D] for each image, survivors first, zeros behind."""
+        views = self.images.look(pixels)
+        if not self.pruner.selects:
+            return self.images.all_tokens(views)
+        places, width = self.adapter.visual_tokens, self.adapter.text_config.hidden_size
+        if self.pruner.reads_text:  # the prompt is not known yet: _fill_in will ask the method
+            self._seen = views
+            return [v.hidden.new_zeros(1, 1).expand(places, width) for v in views]
+        answers = self.images.select(views)
+        self._seen = [selection for selection, _ in answers]
+        return [torch.cat([t, t.new_zeros(places - len(t), width)]) for _, t in answers]
+
+    def _on_model(self, module, args, kwargs) -> None:
+        """Pre-hook of the multimodal model: the only place where the prompt's token ids pass by."""
+        self._ids = args[0] if args else kwargs.get("input_ids")
+
+    def _on_language_model(self, module, args, kwargs):
+        cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+        if embeds is None:
+            raise RuntimeError("call the whole multimodal model while a pruner is on, not its language model")
+        self._step = object()
+        self._is_prefill = cache is None or cache.get_seq_length() == 0
+        if self._is_prefill:
+            return args, {**kwargs, **self._start(embeds, kwargs)}
+        if cache is not self._cache:
+            raise RuntimeError("a cache from another prefill cannot be used while a pruner is on")
+        if embeds.shape[1] != 1:
+            raise RuntimeError("chunked prefill and assisted decoding are not supported while a pruner is on")
+        return args, {**kwargs, **self._decode_arguments(kwargs, cache)}
+
+    def _start(self, embeds: Tensor, kwargs: dict) -> dict:
+        """A prefill begins: lay out the prompt, drop the columns that `select` left empty. Returns what changes."""
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        if self._ids is None:
+            raise RuntimeError("pass input_ids, not inputs_embeds, while a pruner is on")
+        if mask is not None and mask.ndim != 2 or getattr(cache, "is_compileable", False):
+            raise RuntimeError("static caches and 4-D masks are not supported while a pruner is on")
+        layout = layout_of(self._ids == self.adapter.image_token_id, mask)
+        images = [n // self.adapter.visual_tokens for n in layout.visual]
+        self._cache = cache
+        self._renumbered = self._shortened = False
+        self.trace.start(len(embeds))
+        self._prompt = Prompt(layout, images, layout.ends)
+        changed = {}
+        if self.pruner.selects and any(images):
+            changed = self._drop_empty(embeds, kwargs)
+            embeds = changed["inputs_embeds"]
+        self.stages.start(self._prompt, embeds)
+        return changed
+
+    def _drop_empty(self, embeds: Tensor, kwargs: dict) -> dict:
+        layout, places = self._prompt.layout, self.adapter.visual_tokens
+        rows, tokens = self._deal(self._seen), None
+        self._seen = None  # of this prompt alone
+        if self.pruner.reads_text:
+            pairs = self.images.select_with_text(rows, _texts(layout, embeds))
+            rows = [[selection for selection, _ in row] for row in pairs]
+            tokens = [[own for _, own in row] for row in pairs]
+        targets, own_places, kept = [], [], []
+        empty = torch.empty(0, dtype=torch.long, device=embeds.device)
+        for row in rows:
+            filled = [torch.arange(len(s.kept), device=embeds.device) + i * places for i, s in enumerate(row)]
+            own = [torch.where(s.kept < 0, f, s.kept + i * places) for i, (s, f) in enumerate(zip(row, filled))]
+            targets.append(torch.cat([empty, *filled]))
+            own_places.append(torch.cat([empty, *own]))
+            kept.append(torch.cat([empty, *(s.kept for s in row)]))
+        move, after = cut(layout, targets, targets, own_places, kept)
+        embeds = gather(embeds, move.source)
+        for b, row in enumerate(tokens or []):
+            if row:
+                embeds[b, after.columns[b]] = torch.cat(row).to(embeds.dtype)
+        self._note(after)
+        self._shortened, self._renumbered = True, self.pruner.positions == "renumbered"
+        positions, following = after.positions, after.ends
+        if not self._renumbered:
+            given = kwargs.get("position_ids")
+            old = layout.positions if given is None else given.expand(len(embeds), -1)
+            positions, following = old.gather(1, move.place), self._prompt.next
+        self._prompt = Prompt(after, self._prompt.images, following)
+        mask = after.valid
+        if mask is None and kwargs.get("past_key_values") is None and not kwargs.get("use_cache", True):
+            # without cache and mask, transformers takes gaps in the positions for borders of packed sequences
+            mask = torch.ones_like(positions, dtype=torch.bool)
+        return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+
+    def _deal(self, seen: Sequence | None) -> list[list]:
+        """What was seen of each image, dealt to the samples in order of the placeholders; the beams of a sample
+        share its images. Raises RuntimeError if the numbers do not fit."""
+        images = self._prompt.images
+        beams, rest = divmod(sum(images), len(seen or [1]))
+        if seen is None or rest:
+            raise RuntimeError(
+                f"the prompt has places for {sum(images)} images, {len(seen or [])} were seen while the pruner was on; "
+                "have the image features computed inside of the `with`, for this prompt"
+            )
+        supply = iter(seen)
+        rows: list[list] = []
+        for n in images[::beams]:
+            rows += [[next(supply) for _ in range(n)]] * beams
+        return rows
+
+    def _decode_arguments(self, kwargs: dict, cache) -> dict:
+        """The language model's mask and positions for one new token behind a prompt that `select` shortened."""
+        if not self._shortened:
+            return {}
+        layout = self._prompt.layout
+        new = cache.get_seq_length() + 1 - layout.width
+        positions = kwargs.get("position_ids")
+        if self._renumbered or positions is None:
+            positions = (self._prompt.next + (new - 1))[:, None]
+        return {"attention_mask": layout.valid_with(new), "position_ids": positions}
+
+    # ---- inside the language model
+
+    def _on_layer(self, i: int, module, args, kwargs):
+        given = args[0] if args else kwargs["hidden_states"]
+        if self._is_prefill and i == 0:
+            self._cache = kwargs.get("past_key_values")  # the model makes one where the caller gave none
+        cuts = len(self.stages.stages)
+        hidden, changed = self.stages.enter(i, given, kwargs, self._is_prefill, self._step) if cuts else (given, {})
+        if self._is_prefill:
+            self._trace(i, hidden, cut_here=hidden is not given)
+        if not changed:
+            return None
+        if args:
+            return (hidden, *args[1:]), {**kwargs, **changed}
+        return args, {**kwargs, **changed, "hidden_states": hidden}
+
+    def _trace(self, i: int, hidden: Tensor, cut_here: bool) -> None:
+        layout = self.stages.layout
+        if hidden.shape[1] != layout.width:
+            raise RuntimeError(f"layer {i} has {hidden.shape[1]} columns where {layout.width} were expected")
+        self.trace.layer(i, layout.visual)
+        if cut_here:
+            self._note(layout)
+
+    def _note(self, after: Layout) -> None:
+        for noted, kept in zip(self.trace.kept, after.kept):
+            noted.append(kept)
+
+
+def _texts(layout: Layout, embeds: Tensor) -> list[Tensor]:
+    """The text rows [T, D] of each sample of embeds [B, W, D]."""
+    texts = []
+    for own, columns, length in zip(embeds, layout.columns, layout.lengths):
+        is_text = torch.ones(layout.width, dtype=torch.bool, device=embeds.device)
+        is_text[columns] = False
+        is_text[: layout.width - length] = False
+        texts.append(own[is_text.to(torch.int8).argsort(descending=True, stable=True)[: length - len(columns)]])
+    return texts

@@ -1,0 +1,20 @@
+"""Which adapter knows a model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from backbones.llava import Llava
+from harness.errors import UserError
+
+#: by `config.model_type`
+FAMILIES = {Llava.family: Llava}
+
+
+def adapter_for(model: nn.Module) -> Llava:
+    """The adapter of a model's family. Raises UserError if there is none."""
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in FAMILIES or not hasattr(model, "generate"):
+        known = ", ".join(FAMILIES)
+        raise UserError(f"a {type(model).__name__} of family {kind!r} cannot be pruned; use a generative model of: {known}")
+    return FAMILIES[kind](model)

@@ -1,0 +1,209 @@
+"""Stage 2: projector and language model learn to answer questions about a scene; the vision tower stays frozen.
+
+Many questions are packed behind one image. Each question sees the image and itself only, at the positions it has in a
+conversation of one turn, so a packed sequence trains exactly what is asked at evaluation. Scenes grow from few things
+to fourteen. For most of the training the language model is given only some visual tokens (all that lie on a thing and
+a random share of the background, at their original positions), which makes a step about three times cheaper; the
+last part gives it all 576, as at evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from backbones.pocket.optim import Clock, Optimiser, Run
+from backbones.pocket.shapes import llava_config
+from backbones.pocket.tokenizer import PROMPT_HEAD, PROMPT_TAIL, build_tokenizer
+from backbones.pocket.train_vision import hidden_states
+from backbones.pocket.vision_labels import NAMES, label_patches
+from harness.pocket8 import documents
+from harness.pocket8.scenes import MAX_THINGS, render, sample_scene
+
+IGNORE = -100
+VISUAL_TOKENS = 576
+SPARSE_UNTIL = 0.75
+BACKGROUND_KEPT = 40
+#: Questions a task an image in one pack; the tasks that are hardest to learn get more.
+QUESTIONS = {"gqa": 3, "mmbench_en": 2, "mmbench_cn": 2, "mme": 4, "pope": 2, "scienceqa": 2, "vqav2": 3, "textvqa": 2}
+#: Every image's features serve this many packs of fresh questions.
+PACKS = 2
+FULL_SCENES_FROM = 0.3
+
+
+class Questions(IterableDataset):
+    """Endless training scenes with packs of tokenised questions.
+
+    Yields (image uint8 [3, 336, 336], on_thing bool [576], packs): a pack is a list of (task, ids, target_ids).
+    `progress`, shared with the trainer, sets how many things a scene may hold.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, start: int, progress: torch.Tensor) -> None:
+        self.tokenizer, self.seed, self.start, self.progress = tokenizer, seed, start, progress
+
+    def _encode(self, task: str, row: documents.Row) -> tuple[str, list[int], list[int]]:
+        ask = self.tokenizer.encode("\n" + documents.prompt(task, row) + PROMPT_TAIL, add_special_tokens=False)
+        reply = self.tokenizer.encode(" " + documents.target(task, row), add_special_tokens=False) + [self.tokenizer.eos_token_id]
+        return task, ask + reply, [IGNORE] * len(ask) + reply
+
+    def __iter__(self):
+        worker = get_worker_info()
+        step = worker.num_workers if worker else 1
+        index = self.start + (worker.id if worker else 0)
+        while True:
+            share = min(1.0, 0.2 + 0.8 * float(self.progress) / FULL_SCENES_FROM)
+            scene = sample_scene("train", self.seed + 1, index, most=max(3, round(MAX_THINGS * share)))
+            rng = np.random.default_rng([self.seed, index])
+            packs = []
+            for _ in range(PACKS):
+                pack = []
+                for task, times in QUESTIONS.items():
+                    for _ in range(times):
+                        rows = documents.MAKERS[task](scene, rng)
+                        if rows:
+                            pack.append(self._encode(task, rows[int(rng.integers(len(rows)))]))
+                packs.append(pack)
+            if all(packs):
+                on_thing = torch.from_numpy(label_patches(scene)["name"] != len(NAMES))
+                yield torch.from_numpy(np.asarray(render(scene)).transpose(2, 0, 1).copy()), on_thing, packs
+            index += step
+
+
+def collate_packs(packs: list, pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[list[str]]]:
+    """Packs of B images -> ids, targets, segment (1.. per question, 0 = padding), offset within its question: [B, M]."""
+    longest = max(sum(len(ids) for _, ids, _ in pack) for pack in packs)
+    ids = torch.full((len(packs), longest), pad)
+    targets = torch.full_like(ids, IGNORE)
+    segment, offset = torch.zeros_like(ids), torch.zeros_like(ids)
+    for b, pack in enumerate(packs):
+        at = 0
+        for s, (_, question, target) in enumerate(pack, 1):
+            span = slice(at, at + len(question))
+            ids[b, span], targets[b, span] = torch.tensor(question), torch.tensor(target)
+            segment[b, span], offset[b, span] = s, torch.arange(len(question))
+            at += len(question)
+    return ids, targets, segment, offset, [[task for task, _, _ in pack] for pack in packs]
+
+
+def keep_some(on_thing: torch.Tensor) -> torch.Tensor:
+    """Indices [B, K], ascending, of all patches on things (of the fullest image) and some of the background."""
+    k = min(on_thing.shape[1], int(on_thing.sum(1).max()) + BACKGROUND_KEPT)
+    return (on_thing + torch.rand(on_thing.shape)).topk(k, 1).indices.sort(1).values
+
+
+def forward(model: LlavaForConditionalGeneration, head: torch.Tensor, features: torch.Tensor, keep: torch.Tensor | None, batch) -> tuple[torch.Tensor, dict]:
+    """Loss over the answers of packed questions, and per-task [right, asked] counts of first answer tokens."""
+    ids, targets, segment, offset, tasks = batch
+    language = model.model.language_model
+    rows, prefix = len(ids), len(head)
+    visual = model.model.multi_modal_projector(features)
+    if keep is None:
+        keep = torch.arange(VISUAL_TOKENS).expand(rows, -1)
+    else:
+        visual = visual.gather(1, keep[..., None].expand(-1, -1, visual.shape[-1]))
+    embed = language.embed_tokens
+    x = torch.cat([embed(head).expand(rows, -1, -1), visual, embed(ids)], 1)
+    positions = torch.cat([torch.arange(prefix).expand(rows, -1), prefix + keep, prefix + VISUAL_TOKENS + offset], 1)
+    shared = prefix + keep.shape[1]
+    group = torch.cat([torch.zeros(rows, shared, dtype=torch.long), segment], 1)
+    is_shared = torch.arange(x.shape[1]) < shared
+    sees = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() & (is_shared[None, None] | (group[:, :, None] == group[:, None]))
+    hidden = language(inputs_embeds=x, attention_mask=sees[:, None], position_ids=positions, use_cache=False).last_hidden_state
+    hidden = hidden[:, shared:-1]
+    wanted = targets[:, 1:]
+    answers = wanted != IGNORE
+    logits = model.lm_head(hidden[answers])
+    loss = F.cross_entropy(logits, wanted[answers])
+    first = answers & (targets[:, :-1] == IGNORE)
+    right = torch.zeros_like(answers)
+    right[answers] = logits.argmax(-1) == wanted[answers]
+    score = defaultdict(lambda: [0, 0])
+    for b, s in zip(*first.nonzero(as_tuple=True)):
+        task = tasks[int(b)][int(segment[b, s + 1]) - 1]
+        score[task][0] += int(right[b, s])
+        score[task][1] += 1
+    return loss, score
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, tower: Path) -> LlavaForConditionalGeneration:
+    config = llava_config(
+        len(tokenizer),
+        tokenizer.convert_tokens_to_ids("<image>"),
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    config.text_config.initializer_range = 0.04
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(load_file(tower))
+    model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: float, seed: int) -> None:
+    """Train for `minutes` of wall time (over all resumes); the schedule follows the time used."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, tower)
+    modules = {"projector": model.model.multi_modal_projector, "language": model.model.language_model, "head": model.lm_head}
+    run = Run(folder, modules, log)
+    run.resume()
+    optimiser = Optimiser(modules, lr, hidden=("self_attn", "mlp", "linear_2"))
+    progress = torch.zeros(()).share_memory_()
+    progress.fill_(run.state["seconds"] / (60 * minutes))
+    group = 4 * batch
+    data = Questions(tokenizer, seed, run.state["samples"], progress)
+    loader = DataLoader(data, batch_size=group, num_workers=1, prefetch_factor=1, collate_fn=lambda items: items)
+    head = torch.tensor(tokenizer.encode(PROMPT_HEAD))
+    clock, mean = Clock(run), {}
+    for items in loader:
+        if float(progress) >= 1:
+            break
+        with torch.inference_mode():
+            features = hidden_states(model.model.vision_tower, torch.stack([i[0] for i in items]), None)[0][:, 1:]
+        features = features.clone()
+        on_thing = torch.stack([i[1] for i in items])
+        for p in range(PACKS):
+            for at in range(0, group, batch):
+                span = slice(at, at + batch)
+                keep = keep_some(on_thing[span]) if float(progress) < SPARSE_UNTIL else None
+                packs = collate_packs([i[2][p] for i in items[span]], tokenizer.pad_token_id)
+                loss, score = forward(model, head, features[span], keep, packs)
+                loss.backward()
+                norm = optimiser.step(float(progress))
+                run.state["step"] += 1
+                clock.tick()
+                progress.fill_(run.state["seconds"] / (60 * minutes))
+                report = {"loss": float(loss.detach()), "grad_norm": norm} | {t: r / n for t, (r, n) in score.items()}
+                for key, value in report.items():
+                    mean[key] = 0.97 * mean.get(key, value) + 0.03 * value
+                if run.state["step"] % 50 == 0:
+                    run.write({k: mean.get(k, float("nan")) for k in ("loss", "grad_norm", *QUESTIONS)})
+                if run.state["step"] % 400 == 0:
+                    run.save()
+        run.state["samples"] += group
+    run.save()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("build/pocket/language"), help="working folder (resumed if it holds a run)")
+    parser.add_argument("--tower", type=Path, default=Path("build/pocket/vision/tower.safetensors"), help="stage 1's result")
+    parser.add_argument("--log", type=Path, default=Path("results/pocket-llava/training/language.csv"))
+    parser.add_argument("--minutes", type=float, default=55)
+    parser.add_argument("--batch", type=int, default=4, help="images a step, each with about 20 questions")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    train(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

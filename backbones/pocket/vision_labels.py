@@ -1,0 +1,68 @@
+"""What the vision tower is taught in stage 1: a label a patch, and a caption-like label an image (for CLS)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.pocket8.scenes import BACKGROUNDS, COLOURS, DIGITS, IMAGE_SIZE, MAX_THINGS, SHAPES, SIZES, TEXTURES, WORDS, Scene
+
+PATCH = 14
+SIDE = IMAGE_SIZE // PATCH
+NAMES = SHAPES + WORDS + DIGITS
+COLOUR_NAMES = tuple(COLOURS)
+IGNORE = -100
+#: A patch belongs to a thing when the thing's box covers at least this share of it.
+MIN_COVER = 0.15
+
+#: Classes of each per-patch head; the last class of `name` and `colour` is "no thing here".
+PATCH_CLASSES = {"name": len(NAMES) + 1, "colour": len(COLOURS) + 1, "texture": len(TEXTURES), "size": len(SIZES)}
+#: CLS: presence of each (colour, shape), of each word or digit, the number of things, the background.
+PRESENCE = len(COLOURS) * len(SHAPES) + len(WORDS) + len(DIGITS)
+IMAGE_CLASSES = {"count": MAX_THINGS + 1, "background": len(BACKGROUNDS)}
+
+
+def _overlap(start: int, length: int) -> np.ndarray:
+    """Share of each of the 24 patch intervals that [start, start + length) covers."""
+    edges = np.arange(SIDE) * PATCH
+    return np.clip(np.minimum(edges + PATCH, start + length) - np.maximum(edges, start), 0, PATCH) / PATCH
+
+
+def label_patches(scene: Scene) -> dict[str, np.ndarray]:
+    """Per patch, row by row (576): class ids int64 for each of PATCH_CLASSES, and `offset` float32 [576, 2], the
+    vector (in patches) from the patch's centre to the centre of the thing it belongs to (NaN: no thing)."""
+    cover = np.full((SIDE, SIDE), MIN_COVER)
+    owner = np.full((SIDE, SIDE), -1)
+    for i, thing in enumerate(scene.things):
+        left, top, width, height = thing.box
+        share = _overlap(top, height)[:, None] * _overlap(left, width)[None, :]
+        owner[share > cover] = i
+        cover = np.maximum(cover, share)
+    owner = owner.ravel()
+    things = scene.things
+    table = {
+        "name": [NAMES.index(t.name) for t in things] + [len(NAMES)],
+        "colour": [COLOUR_NAMES.index(t.colour) for t in things] + [len(COLOURS)],
+        "texture": [IGNORE if t.is_text else TEXTURES.index(t.texture) for t in things] + [IGNORE],
+        "size": [SIZES.index(t.size) for t in things] + [IGNORE],
+    }
+    labels = {key: np.array(values, np.int64)[owner] for key, values in table.items()}
+    centres = np.array([t.centre for t in things] + [(np.nan, np.nan)], np.float32) / PATCH
+    rows, columns = np.divmod(np.arange(SIDE * SIDE), SIDE)
+    labels["offset"] = centres[owner] - np.stack([columns + 0.5, rows + 0.5], 1).astype(np.float32)
+    return labels
+
+
+def label_image(scene: Scene) -> dict[str, np.ndarray]:
+    """`presence` float32 [PRESENCE] of 0/1, `count` and `background` int64 scalars."""
+    presence = np.zeros(PRESENCE, np.float32)
+    shapes = len(COLOURS) * len(SHAPES)
+    for t in scene.things:
+        if t.is_text:
+            presence[shapes + NAMES.index(t.name) - len(SHAPES)] = 1
+        else:
+            presence[COLOUR_NAMES.index(t.colour) * len(SHAPES) + SHAPES.index(t.name)] = 1
+    return {
+        "presence": presence,
+        "count": np.int64(len(scene.things)),
+        "background": np.int64(BACKGROUNDS.index(scene.background)),
+    }

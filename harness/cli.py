@@ -1,0 +1,298 @@
+"""Command lines: `run_all.py` and `python -m harness`. Nothing heavy is imported before the arguments are
+read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness.errors import UserError
+
+DESCRIPTION = """\
+Compare visual-token pruning methods on one multimodal language model: accuracy on eight tasks (scored by
+lmms-eval's own code), FLOPs, and prefill latency, all measured here. Everything runs offline: the default
+backbone and the default data are part of this repository.
+"""
+
+EXAMPLES = """\
+examples:
+  python run_all.py --budget 64                       every method, keeping 64 of 576 visual tokens
+  python run_all.py --budget 192 128 64               three budgets, one leaderboard with three blocks
+  python run_all.py --budget 64 --methods fastv:k=3   one method (and vanilla, which ratios refer to)
+  python run_all.py --budget 64 --tasks pope,gqa --limit 20      a quick look
+  python run_all.py --list                            what there is to choose from
+
+Finished cells and answers are kept below --out. The same command again re-uses them and says so; a killed run
+goes on where it stopped. Exit code: 0 all well, 1 a cell failed (the others are in the table), 2 bad input.
+"""
+
+
+def run_all(arguments: Sequence[str] | None = None) -> int:
+    """The command behind run_all.py. Returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    return _guard(lambda: _run(options))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m harness COMMAND`: `run` is run_all.py, the others are tools around it."""
+    parser = argparse.ArgumentParser(prog="python -m harness", description="Tools around run_all.py.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run_options(commands.add_parser("run", help="what run_all.py does", **_run_text()))
+
+    parity = commands.add_parser("parity", help="check the methods against recordings of the authors' code")
+    parity.add_argument(
+        "--golden", type=Path, required=True, metavar="DIR", help="folder with the recordings"
+    )
+
+    bench = commands.add_parser(
+        "sweep-bench", help="how much faster a sweep is than its cells one by one at batch size 1"
+    )
+    _add_run_options(bench)
+    bench.add_argument(
+        "--report", type=Path, metavar="FILE", help="JSON file to write (default OUT/sweep_bench.json)"
+    )
+
+    options = parser.parse_args(arguments)
+    return _guard(lambda: _COMMANDS[options.command](options))
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from harness import parity
+
+    return parity.main(options.golden)
+
+
+def _sweep_bench(options: argparse.Namespace) -> int:
+    from harness import sweep_bench
+
+    config = _config(options)
+    return sweep_bench.run(config, options.report or config.out / "sweep_bench.json")
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.list:
+        return _list()
+    from harness import runner
+
+    return runner.run(_config(options))
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "parity": _parity,
+    "sweep-bench": _sweep_bench,
+}
+
+
+def _guard(command: Callable[[], int]) -> int:
+    """Bad input becomes one line and exit code 2; Ctrl-C says how to go on."""
+    try:
+        return command()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run_text() -> dict:
+    return {
+        "description": DESCRIPTION,
+        "epilog": EXAMPLES,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run_all.py", **_run_text())
+    _add_run_options(parser)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to compare")
+    what.add_argument(
+        "--budget",
+        nargs="+",
+        default=["64"],
+        metavar="N",
+        help="visual tokens to keep of an image, one or several (default 64); below 1: a fraction, as 0.111",
+    )
+    what.add_argument(
+        "--backbone",
+        default="pocket-llava",
+        metavar="NAME",
+        help="name or checkpoint folder (default pocket-llava)",
+    )
+    what.add_argument(
+        "--methods",
+        default="all",
+        metavar="LIST",
+        help="all, or comma-separated methods with their parameters: fastv,visionzip or fastv:k=3,random",
+    )
+    what.add_argument(
+        "--tasks", default="all", metavar="LIST", help="all, or comma-separated tasks: pope,gqa"
+    )
+    what.add_argument(
+        "--limit",
+        default=None,
+        metavar="N",
+        help="about N documents a task, a fixed slice with question groups kept whole; all: every document "
+        "(default: the slice named in the table's caption)",
+    )
+    what.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of parquet files (default: the shipped Pocket-8, drawn on first use)",
+    )
+    what.add_argument(
+        "--seed", type=int, default=0, help="seed of random methods and of the bootstrap (default 0)"
+    )
+    what.add_argument("--list", action="store_true", help="list methods, tasks and backbones, and exit")
+
+    how = parser.add_argument_group("how to run")
+    how.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="questions at once; answers do not depend on it (default 8)",
+    )
+    how.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    how.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights (default float32)",
+    )
+    how.add_argument(
+        "--max-new-tokens",
+        type=_positive,
+        metavar="N",
+        help="cap on an answer's length (default: the data's own, 16 for Pocket-8)",
+    )
+    how.add_argument(
+        "--latency-repeats",
+        type=_positive,
+        default=15,
+        metavar="N",
+        help="prefills timed for each method and budget (default 15)",
+    )
+    how.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for results (default results/runs/BACKBONE)"
+    )
+    how.add_argument(
+        "--fresh",
+        action="store_true",
+        help="compute everything again, replacing earlier results of these cells",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _config(options: argparse.Namespace):
+    from harness.config import RunConfig, parse_budget
+    from harness.tasks import POCKET8, parse_tasks
+
+    budgets = tuple(dict.fromkeys(parse_budget(b) for b in options.budget))
+    benchmarks = tuple(parse_tasks(options.tasks))
+    return RunConfig(
+        budgets=budgets,
+        benchmarks=benchmarks,
+        methods=tuple(split_specs(options.methods)),
+        out=options.out or Path("results", "runs", Path(options.backbone).name),
+        backbone=options.backbone,
+        suite=POCKET8,
+        data=options.data,
+        limit=_limit(options.limit, POCKET8.default_limit),
+        batch_size=options.batch_size,
+        device=_device(options.device),
+        dtype=options.dtype,
+        fresh=options.fresh,
+        seed=options.seed,
+        latency_repeats=options.latency_repeats,
+        max_new_tokens=options.max_new_tokens,
+    )
+
+
+def split_specs(text: str) -> list[str]:
+    """`"fastv:k=3,schedule=average,random"` -> `["fastv:k=3,schedule=average", "random"]`.
+
+    A comma separates both methods and parameters: a piece with `=` and no `:` belongs to the method before
+    it.
+    """
+    specs: list[str] = []
+    for piece in filter(None, (p.strip() for p in text.split(","))):
+        if "=" in piece and ":" not in piece:
+            if not specs:
+                raise UserError(f"--methods {text}: {piece!r} stands before any method; write METHOD:{piece}")
+            specs[-1] += ("," if ":" in specs[-1] else ":") + piece
+        else:
+            specs.append(piece)
+    if not specs:
+        raise UserError("--methods names no method; --list shows them")
+    return specs
+
+
+def _limit(text: str | None, default: int | None) -> int | None:
+    if text is None:
+        return default
+    if text == "all":
+        return None
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UserError(f"--limit {text}: give a number of documents of at least 1, or all")
+
+
+def _device(text: str) -> str:
+    import torch
+
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise UserError(f"--device {text}: unknown; use cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not (
+        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    ):
+        raise UserError(
+            f"--device {text}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {text}: only cpu and cuda are supported")
+    return text
+
+
+def _list() -> int:
+    from methods import registry
+
+    import backbones
+    from harness.tasks import BENCHMARKS
+
+    print("methods (--methods NAME:parameter=value,...):")
+    for name, cls in registry.available().items():
+        print(f"  {name:12} {_first_line(cls)}")
+    print("tasks (--tasks):")
+    for b in BENCHMARKS.values():
+        print(f"  {b.name:12} {b.title}: {b.why}")
+    print("backbones (--backbone):")
+    for name in backbones.available():
+        print(f"  {name}")
+    print("  or any local checkpoint folder of the same family")
+    return 0
+
+
+def _first_line(thing: object) -> str:
+    return ((thing.__doc__ or "").strip().splitlines() or [""])[0]

@@ -1,0 +1,5 @@
+"""The one exception that means "the caller can fix this"."""
+
+
+class UserError(Exception):
+    """Bad input: the message is one line that names the problem and the fix. The commands exit with code 2."""

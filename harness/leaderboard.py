@@ -1,0 +1,259 @@
+"""The leaderboard: one row a method, one block a budget, from the run's records alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from harness import efficiency, figures, flops
+from harness.config import RunConfig
+from harness.scoring import statistic
+from harness.session import Session
+from harness.stats import Units, resampled_sums
+from harness.tasks import BENCHMARKS
+
+MISSING = "–"
+
+
+def publish(session: Session, outcome) -> str:
+    """Write leaderboard.md, leaderboard.csv and the figures into `config.out`; returns the Markdown."""
+    config, counter = session.config, flops.ModelCounter(session.backbone.model)
+    text_tokens = common_text_length(outcome.cells)
+    table = build(config, outcome.cells, outcome.efficiency, counter, text_tokens)
+    text = render(config, table, caption(config, outcome, text_tokens))
+    (config.out / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
+    table.drop(columns="failed").to_csv(config.out / "leaderboard.csv", index=False)
+    figures.draw(table, session.backbone.num_visual_tokens, config.out)
+    return text
+
+
+def common_text_length(records: Sequence[Mapping]) -> int:
+    """The number of text tokens that FLOPs are counted at, the same for all methods: mean over the run's
+    prompts.
+
+    Raises nothing: 0 when no cell is done.
+    """
+    lengths = {
+        r["task"]: (r["visual_tokens"]["text_tokens"], r["data"]["documents"])
+        for r in records
+        if r["status"] == "done"
+    }
+    total = sum(n for _, n in lengths.values())
+    return round(sum(length * n for length, n in lengths.values()) / total) if total else 0
+
+
+def build(
+    config: RunConfig,
+    records: Sequence[Mapping],
+    measured: Sequence[Mapping],
+    counter: flops.ModelCounter,
+    text_tokens: int,
+) -> pd.DataFrame:
+    """One row a (block, method). Columns: block, method, budget; score, low, high a task; average and its
+    interval; kept, mean_over_layers; gflops and gflops_ratio; prefill, vision, selection, llm (ms, median),
+    prefill_p10/p90, speedup; failed (names of the cells that failed).
+    """
+    cells = {(r["method"]["spec"], r["method"]["budget"], r["task"]): r for r in records}
+    vanilla = {task: r for (_, budget, task), r in cells.items() if budget is None}
+    rows = []
+    for block in sorted(config.budgets, reverse=True):
+        for entry in measured:
+            method = entry["method"]
+            if method["budget"] not in (None, block):
+                continue
+            mine = {
+                b.name: cells[method["spec"], method["budget"], b.name]
+                for b in config.benchmarks
+                if (method["spec"], method["budget"], b.name) in cells
+            }
+            done = {name: r for name, r in mine.items() if r["status"] == "done"}
+            row = {"block": block, "method": method["spec"], "budget": method["budget"]}
+            for name, record in done.items():
+                row[name] = record["metrics"]["score"]
+                row[f"{name}_low"], row[f"{name}_high"] = record["metrics"]["interval"]
+            row.update(average(done, vanilla, config) if len(done) == len(mine) else {})
+            row.update(_tokens(done))
+            row.update(_cost(entry, done, counter, text_tokens))
+            row["failed"] = [n for n in mine if n not in done] + (
+                ["efficiency"] if entry["status"] == "failed" else []
+            )
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    for column in ("gflops", "prefill"):
+        if column not in table:
+            table[column] = math.nan
+    reference = table.loc[table["budget"].isna() & table["gflops"].notna(), "gflops"]
+    table["gflops_ratio"] = table["gflops"] / reference.iloc[0] if len(reference) else math.nan
+    return table
+
+
+def average(done: Mapping[str, Mapping], vanilla: Mapping[str, Mapping], config: RunConfig) -> dict:
+    """The paper's "Avg.": mean over the tasks of score / vanilla's score, in %, with a paired bootstrap
+    interval.
+
+    Paired: method and vanilla share the resamples of a task (same clusters, same seed), so that the luck of
+    the documents cancels. {} when a ratio does not exist (vanilla failed or scored 0).
+    """
+    points, draws = [], []
+    for name, record in done.items():
+        base = vanilla.get(name)
+        if base is None or base["status"] != "done" or base["metrics"]["score"] == 0:
+            return {}
+        points.append(record["metrics"]["score"] / base["metrics"]["score"])
+        function = statistic(BENCHMARKS[name].scoring)
+        size, seed = record["metrics"]["resamples"], config.seed
+        ours, theirs = (function(resampled_sums(_units(r), size, seed)) for r in (record, base))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            draws.append(ours / theirs)
+    spread = np.mean(draws, 0)
+    spread = spread[np.isfinite(spread)]
+    low, high = np.percentile(spread, [2.5, 97.5]) if len(spread) else (math.nan, math.nan)
+    return {"average": 100 * float(np.mean(points)), "average_low": 100 * low, "average_high": 100 * high}
+
+
+def _units(record: Mapping) -> Units:
+    u = record["units"]
+    return Units(tuple(u["cluster"]), np.array(u["counts"], dtype=float), tuple(u["stratum"]))
+
+
+def _weighted(done: Mapping[str, Mapping], key: str) -> float:
+    weights = [r["data"]["documents"] for r in done.values()]
+    return float(np.average([r["visual_tokens"][key] for r in done.values()], weights=weights))
+
+
+def _tokens(done: Mapping[str, Mapping]) -> dict:
+    """Visual tokens by both conventions, mean over all documents of all tasks."""
+    if not done:
+        return {}
+    return {key: _weighted(done, key) for key in ("kept", "mean_over_layers")}
+
+
+def _cost(entry: Mapping, done: Mapping[str, Mapping], counter: flops.ModelCounter, text_tokens: int) -> dict:
+    if entry["status"] == "failed" or not done:
+        return {}
+    rows = [row for r in done.values() for row in r["visual_tokens"]["rows"]]
+    macs = efficiency.total_macs(counter, entry, rows, text_tokens)
+    times = entry["latency_ms"]
+    reference = times["vanilla_total_median"]
+    return {
+        "gflops": 2 * macs / 1e9,
+        "selection_gflops": 2 * entry["macs"]["selection"] / 1e9,
+        "prefill": times["total"]["median"],
+        "prefill_p10": times["total"]["p10"],
+        "prefill_p90": times["total"]["p90"],
+        **{part: times[part]["median"] for part in ("vision", "selection", "llm")},
+        "speedup": reference / times["total"]["median"] if reference else math.nan,
+        "peak_gb": times["peak_bytes"] / 1e9 if times["peak_bytes"] else math.nan,
+        "joules": times["joules"] if times["joules"] is not None else math.nan,
+    }
+
+
+def render(config: RunConfig, table: pd.DataFrame, caption: str) -> str:
+    """Markdown: the caption, then for each budget the leaderboard and what its costs are made of."""
+    parts = [f"# Leaderboard: {Path(config.backbone).name}", "", caption]
+    unit = ("TFLOPs", 1e-3) if table["gflops"].max() >= 1000 else ("GFLOPs", 1.0)
+    for block, rows in table.groupby("block", sort=False):
+        parts += ["", f"## Budget {_budget(block)}"]
+        for body in (_scores(config, rows, unit), _costs(rows, unit)):
+            align = ["left"] + ["right"] * (len(body) - 1)
+            parts += [
+                "",
+                tabulate(body, headers="keys", tablefmt="github", disable_numparse=True, colalign=align),
+            ]
+    return "\n".join(parts)
+
+
+def _budget(budget: float) -> str:
+    return (
+        f"{100 * budget:g} %" if isinstance(budget, float) and budget < 1 else f"{budget:.0f} visual tokens"
+    )
+
+
+def _column(rows: pd.DataFrame, name: str, form: str, scale: float = 1.0) -> list[str]:
+    values = rows[name] if name in rows else [math.nan] * len(rows)
+    return [MISSING if pd.isna(v) else format(v * scale, form) for v in values]
+
+
+def _joined(pattern: str, *columns: list[str]) -> list[str]:
+    return [MISSING if MISSING in values else pattern.format(*values) for values in zip(*columns)]
+
+
+def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
+    body = {"Method": list(rows["method"])}
+    for b in config.benchmarks:
+        scores = _column(rows, b.name, ".0f" if b.unit == "points" else ".1f")
+        body[b.title] = ["failed" if b.name in failed else s for failed, s in zip(rows["failed"], scores)]
+    body["Avg. %"] = _column(rows, "average", ".1f")
+    body["95 % interval"] = _joined(
+        "{}–{}", _column(rows, "average_low", ".1f"), _column(rows, "average_high", ".1f")
+    )
+    body["tokens: kept / mean"] = _joined(
+        "{} / {}", _column(rows, "kept", ".1f"), _column(rows, "mean_over_layers", ".1f")
+    )
+    body[f"{unit[0]} (ratio)"] = _joined(
+        "{} ({})", _column(rows, "gflops", ".2f", unit[1]), _column(rows, "gflops_ratio", ".2f")
+    )
+    body["prefill ms (speed-up)"] = _joined(
+        "{} ({}x)", _column(rows, "prefill", ".1f"), _column(rows, "speedup", ".2f")
+    )
+    return body
+
+
+def _costs(rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
+    body = {"Method": list(rows["method"])}
+    for part in ("vision", "selection", "llm"):
+        body[f"{part} ms"] = _column(rows, part, ".2f")
+    body["prefill ms p10–p90"] = _joined(
+        "{}–{}", _column(rows, "prefill_p10", ".1f"), _column(rows, "prefill_p90", ".1f")
+    )
+    body[f"own work, {unit[0]}"] = _column(rows, "selection_gflops", ".2g", unit[1])
+    if rows.get("peak_gb", pd.Series(dtype=float)).notna().any():
+        body["peak GB"] = _column(rows, "peak_gb", ".2f")
+        body["J / image"] = _column(rows, "joules", ".1f")
+    return body
+
+
+def caption(config: RunConfig, outcome, text_tokens: int) -> str:
+    """What the numbers are, on what, and where each came from."""
+    done = [r for r in outcome.cells if r["status"] == "done"]
+    sizes = {r["task"]: (r["data"]["documents"], r["data"]["documents_in_file"]) for r in done}
+    titles = {b.name: b.title for b in config.benchmarks}
+    slices = ", ".join(f"{titles[t]} {n} of {total}" for t, (n, total) in sizes.items())
+    head = (outcome.efficiency or done)[0]
+    sessions = sorted({r["written"] for r in outcome.efficiency if r["status"] == "done"})
+    limited = any(n < total for n, total in sizes.values())
+    failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+    lines = [
+        f"Backbone **{Path(config.backbone).name}**, {config.dtype}, on {head['device']['name']}; "
+        f"data: {config.suite.title}, documents: {slices}"
+        + (f" (the fixed slice of --limit {config.limit})." if limited else "."),
+        f"Cells: {outcome.computed} computed by this run, {outcome.reused} re-used from files of "
+        f"earlier runs{failed}.",
+        "Scores are lmms-eval's (0.7.3): %, MME in points, POPE the mean F1 of its parts. Avg. is the mean "
+        "over the tasks of score / vanilla, with its paired bootstrap interval (others: leaderboard.csv).",
+        "Tokens: visual tokens entering the last layer / averaged over the LLM's layers; measured, mean over "
+        "all documents.",
+        f"FLOPs: one prefill, 2 FLOPs per multiply-accumulate, {text_tokens} text tokens, vision tower, "
+        "projector, the method's own work and the LLM head at one position included; ratio to vanilla.",
+        "Prefill: median ms, batch size 1, from pixels to the first token's logits, methods measured in "
+        f"turn, {config.latency_repeats} times ({', '.join(sessions)}); speed-up to vanilla in that session.",
+    ]
+    if config.suite.synthetic:
+        lines.append("The images are drawn, so no number here compares with the paper's tables.")
+    else:
+        lines += [
+            f"Not comparable to the paper: {b.title} ({b.why})."
+            for b in config.benchmarks
+            if not b.comparable
+        ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def read_table(folder: Path) -> pd.DataFrame:
+    """The leaderboard.csv of a run."""
+    return pd.read_csv(folder / "leaderboard.csv")

@@ -1,0 +1,246 @@
+"""Checks methods against recordings of their authors' released code.
+
+A recording folder holds `model/` (see `backbones.recorded`), `inputs.safetensors` (`pixel_values.{i}` [3, h, w],
+`ids_before.{i}`, `ids_after.{i}`: the prompt is before + image + after), and a folder `<method>/` a method with
+`vectors.safetensors`:
+
+    greedy.{label}.{i}           int64 [t], the greedily generated tokens
+    logits.{label}.{i}           [vocabulary], at the prompt's last position (optional)
+    kept.{label}.{i}             int64, tokens of the image left after the last stage, in the LLM's order
+    kept.{label}.{i}.layer{R}    the same after the cut before layer R (optional)
+
+`label` says how the method was set: a budget, or a budget and a suffix (`SETTINGS`); `vanilla` is the unpruned model.
+Every recording is made again through the public path, `with pruner(model): model.generate(...)`, alone and in one
+left-padded batch with the other inputs of its label.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+#: largest difference of a logit, float32 on a CPU
+TOLERANCE = 1e-4
+
+#: how labels are read, by method: (pattern, method spec); `{n}` in a spec is the pattern's n-th group, group 1 the budget.
+#: A spec of None is a recording that is not to be reproduced, with the reason instead of a spec.
+SETTINGS: dict[str, list[tuple[str, str]]] = {
+    "fastv": [(r"(\d+)k(\d+)", "fastv:k={2}"), (r"(\d+)avg", "fastv:schedule=average")],
+}
+NOT_REPRODUCED: dict[str, list[tuple[str, str]]] = {
+    "fastv": [(r"\d+sys36", "the scripts' off-by-one start of the image")],
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A label, and the method spec and budget that it stands for (vanilla: no budget)."""
+
+    label: str
+    spec: str
+    budget: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recording against our run of it. difference: largest of a logit, None where none was recorded."""
+
+    method: str
+    label: str
+    sample: int
+    alone: Agreement
+    batched: Agreement
+
+    @property
+    def agrees(self) -> bool:
+        return self.alone.ok and self.batched.ok
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """kept: the same tokens of the image at every recorded stage. tokens: the same generated tokens."""
+
+    kept: bool
+    tokens: bool
+    difference: float | None
+
+    @property
+    def ok(self) -> bool:
+        return self.kept and self.tokens and (self.difference is None or self.difference <= TOLERANCE)
+
+    def __str__(self) -> str:
+        kept, tokens = ("same" if same else "DIFFER" for same in (self.kept, self.tokens))
+        return f"{kept:6} {tokens:6} " + (f"{self.difference:8.1e}" if self.difference is not None else f"{'-':>8}")
+
+
+def main(golden: Path, methods: Iterable[str] | None = None) -> int:
+    """Print a row a (method, label, input); 0 if every row agrees, else 1.
+
+    methods: names to check, default every method folder there is. Raises UserError if the folder is not laid out
+    as described above, or a name has no folder.
+    """
+    golden = Path(golden)
+    names = _method_folders(golden, methods)
+    from methods import registry
+
+    model, inputs = _load(golden)
+    print(f"{'method':12} {'budget':>10} {'input':>5}   {'alone: kept, tokens, |logit|':24}   in a batch")
+    failed = rows = 0
+    for name in names:
+        if name not in registry.available():
+            print(f"{name:12} no method of this name is registered: DISAGREES")
+            failed += 1
+            continue
+        for row in check(model, inputs, name, _load_vectors(golden / name)):
+            rows += 1
+            failed += isinstance(row, str) or not row.agrees
+            print(row if isinstance(row, str) else _line(row), flush=True)
+    if not rows:
+        raise UserError(f"{golden} holds no recordings; see the docstring of harness/parity.py for the layout")
+    print(f"{rows} rows, {failed} disagree" if failed else f"{rows} rows, all agree")
+    return 1 if failed else 0
+
+
+def _line(row: Row) -> str:
+    verdict = "" if row.agrees else "  DISAGREES"
+    return f"{row.method:12} {row.label:>10} {row.sample:5}   {row.alone}   {row.batched}{verdict}"
+
+
+def check(model, inputs: Mapping[int, Sample], method: str, vectors: Mapping[str, torch.Tensor]) -> Iterator[Row | str]:
+    """Rows of one method's recordings; a line of text for a label that cannot be read."""
+    recorded: dict[str, list[int]] = {}
+    for key in vectors:
+        if found := re.fullmatch(r"greedy\.(.+)\.(\d+)", key):
+            recorded.setdefault(found[1], []).append(int(found[2]))
+    for label in sorted(recorded, key=lambda label: (label != "vanilla", label)):
+        if any(re.fullmatch(pattern, label) for pattern, _ in NOT_REPRODUCED.get(method, ())):
+            continue
+        setting = setting_of(method, label)
+        if setting is None:
+            yield f"{method:12} {label:>10}: unknown label: DISAGREES"
+            continue
+        samples = sorted(recorded[label])
+        missing = [i for i in samples if i not in inputs]
+        if missing:
+            raise UserError(f"{method}: recordings of {label} refer to input {missing[0]}, which inputs.safetensors lacks")
+        together = _run(model, setting, [inputs[i] for i in samples], vectors, samples)
+        for i, batched in zip(samples, together):
+            (alone,) = _run(model, setting, [inputs[i]], vectors, [i])
+            yield Row(method, label, i, alone, batched)
+
+
+def setting_of(method: str, label: str) -> Setting | None:
+    """What a label stands for, None if it cannot be read."""
+    if label == "vanilla":
+        return Setting(label, "vanilla", None)
+    for pattern, spec in [*SETTINGS.get(method, ()), (r"(\d+)", method)]:
+        if found := re.fullmatch(pattern, label):
+            return Setting(label, spec.format(found[0], *found.groups()), int(found[1]))
+    return None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One recorded input: pixels [3, h, w], token ids before and after the image, int64 [n]."""
+
+    pixels: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+def _run(model, setting: Setting, samples: list[Sample], vectors, numbers: list[int]) -> list[Agreement]:
+    """Generate for all samples in one left-padded batch and compare each with its recording."""
+    import torch
+
+    from methods import registry
+
+    steps = len(vectors[f"greedy.{setting.label}.{numbers[0]}"])
+    batch = left_padded(samples, model.config.image_token_id, model.config.image_seq_length)
+    with torch.inference_mode(), registry.build(setting.spec, setting.budget)(model) as trace:
+        made = model.generate(
+            **batch, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+    new = made.sequences[:, batch["input_ids"].shape[1] :]
+    return [
+        _compare(vectors, f"{setting.label}.{i}", trace.kept[b], new[b], made.logits[0][b])
+        for b, i in enumerate(numbers)
+    ]
+
+
+def _compare(vectors, name: str, kept: list[torch.Tensor], tokens: torch.Tensor, logits: torch.Tensor) -> Agreement:
+    import torch
+
+    stages = sorted(
+        (int(found[1]), key) for key in vectors if (found := re.fullmatch(rf"kept\.{re.escape(name)}\.layer(\d+)", key))
+    )
+    expected = [vectors[key] for _, key in stages]
+    last = vectors.get(f"kept.{name}")
+    same = len(kept) == len(expected) if expected else len(kept) == (last is not None)
+    same = same and all(torch.equal(ours, theirs) for ours, theirs in zip(kept, expected))
+    if last is not None:
+        same = same and torch.equal(kept[-1], last)
+    theirs = vectors.get(f"logits.{name}")
+    difference = None if theirs is None else float((logits[: len(theirs)].float() - theirs).abs().max())
+    return Agreement(same, torch.equal(tokens, vectors[f"greedy.{name}"]), difference)
+
+
+def left_padded(samples: list[Sample], image_token: int, places: int) -> dict[str, torch.Tensor]:
+    """generate()'s arguments for a batch of samples with one image each."""
+    import torch
+
+    prompts = [torch.cat([s.before, torch.full((places,), image_token), s.after]) for s in samples]
+    width = max(map(len, prompts))
+    ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0)) for p in prompts])
+    mask = torch.stack([(torch.arange(width) >= width - len(p)).long() for p in prompts])
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.stack([s.pixels for s in samples])}
+
+
+def _method_folders(golden: Path, methods: Iterable[str] | None) -> list[str]:
+    if not golden.is_dir():
+        raise UserError(f"no recordings: {golden} is not a folder; name one with model/, inputs.safetensors and methods")
+    found = sorted(p.parent.name for p in golden.glob("*/vectors.safetensors"))
+    wanted = found if methods is None else list(methods)
+    for name in wanted:
+        if name not in found:
+            raise UserError(f"no recordings of {name} in {golden}; there are: {', '.join(found) or 'none'}")
+    return wanted
+
+
+def _load(golden: Path):
+    from backbones.recorded import load_recorded
+
+    return load_recorded(golden / "model"), load_inputs(golden)
+
+
+def load_inputs(golden: Path) -> dict[int, Sample]:
+    """The recorded inputs by number. Raises UserError if the file is missing or incomplete."""
+    tensors = _load_file(golden / "inputs.safetensors")
+    numbers = [int(key.split(".")[1]) for key in tensors if re.fullmatch(r"pixel_values\.\d+", key)]
+    try:
+        return {
+            i: Sample(tensors[f"pixel_values.{i}"], tensors[f"ids_before.{i}"], tensors[f"ids_after.{i}"]) for i in numbers
+        }
+    except KeyError as error:
+        raise UserError(f"{golden / 'inputs.safetensors'} lacks {error}") from error
+
+
+def _load_vectors(folder: Path) -> dict[str, torch.Tensor]:
+    return _load_file(folder / "vectors.safetensors")
+
+
+def _load_file(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,160 @@
+"""What the cells of one run share: the loaded backbone, the resolved methods, the documents and the task
+objects.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from harness import records
+from harness.config import Cell, Method, RunConfig, build_pruner, make_cell, method_at
+from harness.journal import Journal
+
+
+class Session:
+    """Everything that is loaded once. Making one raises UserError for whatever is wrong with the
+    configuration.
+    """
+
+    def __init__(self, config: RunConfig):
+        from harness.quiet import prepare_environment
+
+        prepare_environment()
+        from transformers.utils import logging
+
+        import backbones
+
+        logging.disable_progress_bar()
+        self.config = config
+        self.backbone = backbones.load(config.backbone, device=config.device, dtype=config.dtype)
+        self.described = self.backbone.describe()
+        self.methods = self._methods()
+        self.device_name = device_name(config.device)
+
+    def _methods(self) -> list[Method]:
+        """Every method at every budget, vanilla (the reference of all ratios) first, each checked against the
+        backbone.
+        """
+        from methods import registry
+
+        specs = list(self.config.methods)
+        if specs == ["all"]:
+            specs = list(registry.available())
+        specs = ["vanilla", *(s for s in specs if s != "vanilla")]
+        methods: list[Method] = []
+        for budget in self.config.budgets:
+            for spec in specs:
+                method = method_at(spec, budget, self.config.seed)
+                if method not in methods:
+                    build_pruner(method).validate(self.backbone.num_visual_tokens, self.backbone.num_layers)
+                    methods.append(method)
+        return methods
+
+    def header(self) -> dict:
+        """The part of every record that says where it comes from."""
+        config = self.config
+        return {
+            "schema_version": records.SCHEMA_VERSION,
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "git_commit": records.git_commit(),
+            "packages": records.package_versions(),
+            "backbone": {"name": config.backbone, **self.described},
+            "device": {"kind": config.device.partition(":")[0], "name": self.device_name},
+            "dtype": config.dtype,
+            "seed": config.seed,
+        }
+
+    @functools.cached_property
+    def documents(self) -> list:
+        """The slice of each benchmark, in table order (harness.lmms_tasks.Documents)."""
+        from harness.lmms_tasks import Documents
+
+        root = self.config.data
+        if root is None:
+            from harness import pocket8
+
+            root = pocket8.ensure()
+        return [
+            Documents(b, root, self.config.suite.split, self.config.limit) for b in self.config.benchmarks
+        ]
+
+    @functools.cached_property
+    def cells(self) -> list[Cell]:
+        return [
+            make_cell(self.config, self.described, d.benchmark, m, d)
+            for d in self.documents
+            for m in self.methods
+        ]
+
+    @functools.cache  # noqa: B019  a session lives as long as the run
+    def task(self, documents):
+        """The benchmark's lmms-eval task with its requests built; one a benchmark, shared by all cells."""
+        from harness import lmms_tasks
+        from harness.quiet import silenced
+
+        task = lmms_tasks.build(documents)
+        with silenced():
+            task.build_all_requests()
+        return task
+
+    def model(self, documents, pruner=None, journal: Journal | None = None, identity: str = ""):
+        """lmms-eval's view of backbone and pruner over these documents."""
+        from harness.adapter import PrunedModel
+
+        model = PrunedModel(
+            self.backbone,
+            pruner,
+            journal,
+            identity={"cell": identity},
+            batch_size=self.config.batch_size,
+            max_new_tokens=self.config.token_cap,
+            row_of=lambda task, doc_id: documents.numbers[doc_id],
+            image_of=lambda task, doc_id: documents.image_ids[doc_id],
+        )
+        task = self.task(documents)
+        model.task_dict[task.config.task] = task.dataset
+        return model
+
+    def seats(self, documents, cells: Sequence[Cell], out: Path) -> list:
+        """The cells' places in a sweep over `documents`, with their journals below `out`."""
+        from harness.sweep import Seat
+
+        seats = []
+        for cell in cells:
+            journal = Journal(cell.journal_path(out))
+            seats.append(
+                Seat(cell, self.model(documents, build_pruner(cell.method), journal, cell.answers_key))
+            )
+        return seats
+
+    def probes(self) -> list:
+        """Every question of the run, as candidates for the efficiency measurements."""
+        from harness.efficiency import Probe
+
+        probes = []
+        for documents in self.documents:
+            model = self.model(documents)
+            for request in self.task(documents).instances:
+                q = model.question(request)
+                inputs = functools.partial(model.inputs, [request])
+                probes.append(Probe(documents.benchmark.name, q.row, q.text, q.image, inputs))
+        return probes
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's and how many threads torch uses."""
+    import torch
+
+    if device.partition(":")[0] == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

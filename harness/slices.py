@@ -1,0 +1,48 @@
+"""A fixed slice of a benchmark: `--limit N`.
+
+The rule: documents are gathered into the groups that are scored together (the two questions of an MME image,
+the rotations of an MMBench question, else one document each). Groups are put in a fixed pseudo-random order
+(the digest of benchmark, file order and group key), spread evenly over the benchmark's strata (the categories
+of MME, POPE, MMBench) by taking one group of each stratum in turn. Groups are taken until there are at least
+N documents, so groups are never cut and the slice may hold a few documents more than N. Slices are nested:
+`--limit 20` contains `--limit 10`. The documents are evaluated in file order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+
+
+def take(
+    keys: Sequence[Hashable], strata: Sequence[Hashable], limit: int | None, salt: str = ""
+) -> list[int]:
+    """Row numbers of the slice, ascending.
+
+    keys: the group of each row; strata: the stratum of each row (a group lies in the stratum of its first
+    row). limit: least number of rows, or None for all. salt: names the benchmark, so that slices of different
+    ones are independent.
+    """
+    if len(keys) != len(strata):
+        raise ValueError("one key and one stratum a row")
+    if limit is None or limit >= len(keys):
+        return list(range(len(keys)))
+    rows: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        rows.setdefault(key, []).append(number)
+    queues: dict[Hashable, list[Hashable]] = {}
+    for key in sorted(rows, key=lambda k: _digest(salt, k)):
+        queues.setdefault(strata[rows[key][0]], []).append(key)
+    order = sorted(queues, key=lambda s: _digest(salt, s))
+    chosen: list[int] = []
+    depth = 0
+    while len(chosen) < limit:
+        for stratum in order:
+            if depth < len(queues[stratum]) and len(chosen) < limit:
+                chosen += rows[queues[stratum][depth]]
+        depth += 1
+    return sorted(chosen)
+
+
+def _digest(salt: str, value: Hashable) -> str:
+    return hashlib.sha256(f"{salt}\x1f{value!r}".encode()).hexdigest()

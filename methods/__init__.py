@@ -1,0 +1,1 @@
+"""Visual-token pruning methods: one file a method, found by `methods.registry`."""

@@ -1,0 +1,38 @@
+"""Shared fixtures: a tiny random checkpoint and small synthetic data, made once a session, all offline."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests/tiny.py, tests/synthetic.py
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """Folder of a random LLaVA checkpoint with 64 visual tokens and 6 layers."""
+    from tiny import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-llava")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """Folder of synthetic parquet files for the eight benchmarks."""
+    from synthetic import write
+
+    return write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def backbone(tiny_checkpoint):
+    """The tiny checkpoint, loaded as the harness loads backbones."""
+    import backbones
+
+    return backbones.load(str(tiny_checkpoint))

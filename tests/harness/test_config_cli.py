@@ -1,0 +1,110 @@
+"""Options: what is understood, and what is refused with one line and exit code 2."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.config import digest, parse_budget
+from harness.errors import UserError
+from harness.tasks import BENCHMARKS, parse_tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("text, value", [("64", 64), ("0.111", 0.111), ("1", 1)])
+def test_budgets(text, value):
+    assert parse_budget(text) == value and type(parse_budget(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "0.0", "1.0", "1.5", "many", "", "nan", "1e3"])
+def test_bad_budgets(text):
+    with pytest.raises(UserError, match="budget"):
+        parse_budget(text)
+
+
+def test_tasks_keep_the_tables_order():
+    assert [b.name for b in parse_tasks("pope, gqa")] == ["gqa", "pope"]
+    assert len(parse_tasks("all")) == 8
+    with pytest.raises(UserError, match=r"unknown task coco.*gqa.*textvqa"):
+        parse_tasks("gqa,coco")
+    with pytest.raises(UserError, match="none given"):
+        parse_tasks(",")
+
+
+@pytest.mark.parametrize(
+    "text, specs",
+    [
+        ("all", ["all"]),
+        ("fastv, visionzip", ["fastv", "visionzip"]),
+        ("fastv:k=3,schedule=average,random", ["fastv:k=3,schedule=average", "random"]),
+        ("random,fastv:k=3", ["random", "fastv:k=3"]),
+    ],
+)
+def test_method_specs(text, specs):
+    assert cli.split_specs(text) == specs
+
+
+@pytest.mark.parametrize("text", ["k=3", ",", ""])
+def test_bad_method_lists(text):
+    with pytest.raises(UserError):
+        cli.split_specs(text)
+
+
+def test_digest_is_stable_and_sensitive():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) == "ae8a9a505246"
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_every_benchmark_says_whether_it_compares():
+    assert len(BENCHMARKS) == 8 and all(b.why for b in BENCHMARKS.values())
+
+
+def test_help_answers_within_a_second():
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "run_all.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert time.perf_counter() - start < 1.0
+    assert done.returncode == 0 and "examples:" in done.stdout
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tiny_checkpoint, tiny_data, tmp_path, capsys):
+    good = [
+        "--backbone",
+        str(tiny_checkpoint),
+        "--data",
+        str(tiny_data),
+        "--tasks",
+        "pope",
+        "--out",
+        str(tmp_path),
+    ]
+
+    def refused(*arguments: str) -> str:
+        assert cli.run_all([*good, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert "fastv" in refused("--methods", "nosuch")
+    assert "k" in refused("--methods", "fastv:nosuch=1")
+    assert "gqa" in refused("--tasks", "nosuch")
+    assert "pocket-llava" in refused("--backbone", "nosuch")
+    assert "65" in refused("--budget", "65")
+    assert "0" in refused("--budget", "0")
+    assert "-4" in refused("--budget", "-4")
+    assert "all" in refused("--limit", "some")
+    assert "cpu" in refused("--device", "tpu")
+    assert "--data" in refused("--data", str(tmp_path / "nowhere"))
+    assert not list(tmp_path.glob("**/*.json")), "nothing was written"
+
+
+def test_an_unwritable_out_is_refused(tiny_checkpoint, tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    code = cli.run_all(["--backbone", str(tiny_checkpoint), "--out", str(blocked / "run")])
+    assert code == 2
+    assert "--out" in capsys.readouterr().err
+    assert blocked.read_text() == "in the way"

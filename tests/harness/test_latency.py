@@ -1,0 +1,133 @@
+"""The latency probe: parts add up, and time goes to the part that spends it."""
+
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from PIL import Image
+
+from harness import latency
+from harness.timer import Timer
+
+
+@pytest.fixture(scope="module")
+def inputs(backbone):
+    return backbone.inputs([Image.new("RGB", (80, 80), "red")], ["What color is it?"])
+
+
+def pruner_with(hook_at):
+    """A pruner stand-in that only hangs a 20 ms sleep on a module."""
+
+    @contextmanager
+    def pruner(model):
+        handle = hook_at(model, lambda *_: time.sleep(0.02))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return pruner
+
+
+PLACES = {
+    "nowhere": (None, lambda m, f: m.lm_head.register_forward_pre_hook(lambda *_: None)),
+    "tower": ("vision", lambda m, f: m.model.vision_tower.encoder.layers[0].register_forward_pre_hook(f)),
+    "projector": ("vision", lambda m, f: m.model.multi_modal_projector.linear_1.register_forward_pre_hook(f)),
+    "before the LLM": ("selection", lambda m, f: m.model.language_model.register_forward_pre_hook(f)),
+    "before a layer": (
+        "selection",
+        lambda m, f: m.model.language_model.layers[2].register_forward_pre_hook(f),
+    ),
+    "in a layer": ("llm", lambda m, f: m.model.language_model.layers[2].mlp.register_forward_pre_hook(f)),
+    "head": ("llm", lambda m, f: m.lm_head.register_forward_pre_hook(f)),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_time_is_charged_to_the_part_that_spends_it(backbone, inputs, place):
+    part, hook_at = PLACES[place]
+    latency.measure_once(backbone, pruner_with(hook_at), inputs)
+    measured = latency.measure_once(backbone, pruner_with(hook_at), inputs)
+    assert measured["vision"] + measured["selection"] + measured["llm"] == pytest.approx(measured["total"])
+    for name in ("vision", "selection"):
+        assert (measured[name] >= 20) == (name == part), measured
+    assert measured["selection"] >= 0
+    if part:
+        assert measured[part] >= 20
+
+
+def test_work_in_the_image_features_call_outside_of_the_tower_is_selection(backbone, inputs):
+    @contextmanager
+    def pruner(model):
+        real = model.model.get_image_features
+
+        def slow(*args, **kwargs):
+            time.sleep(0.02)
+            return real(*args, **kwargs)
+
+        model.model.get_image_features = slow
+        try:
+            yield
+        finally:
+            del model.model.get_image_features
+
+    assert latency.measure_once(backbone, pruner, inputs)["selection"] >= 20
+
+
+def test_probes_leave_no_hooks(backbone, inputs):
+    def hooks():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.model.modules())
+
+    before = hooks()
+    latency.measure_once(backbone, pruner_with(PLACES["nowhere"][1]), inputs)
+    assert hooks() == before
+
+
+def test_methods_are_measured_in_turn(backbone, inputs):
+    order = []
+
+    def named(name):
+        @contextmanager
+        def pruner(model):
+            order.append(name)
+            yield
+
+        return pruner
+
+    results = latency.compare(backbone, [named("a"), named("b")], [inputs], repeats=4)
+    warm = 2 * latency.WARM_UP["cpu"]
+    assert order[warm:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    summary = results[0].summary()
+    assert (
+        summary["repeats"] == 4
+        and summary["total"]["p10"] <= summary["total"]["median"] <= summary["total"]["p90"]
+    )
+    assert summary["peak_bytes"] is None and summary["joules"] is None
+
+
+def test_timer_counts_milliseconds():
+    timer = Timer("cpu")
+    first = timer.mark()
+    time.sleep(0.01)
+    assert 10 <= timer.between(first, timer.mark()) < 100
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_timer_on_cuda_sees_device_time():
+    timer = Timer("cuda")
+    x = torch.rand(4096, 4096, device="cuda")
+    first = timer.mark()
+    for _ in range(20):
+        x = x @ x
+    last = timer.mark()
+    torch.cuda.synchronize()
+    assert timer.between(first, last) > 1
+
+
+def test_vanilla_is_the_model_as_it_comes(backbone, inputs, monkeypatch):
+    from methods import registry
+
+    monkeypatch.setattr("backbones.engine.Engine.__enter__", lambda self: pytest.fail("hooks on vanilla"))
+    assert latency.measure_once(backbone, registry.build("vanilla"), inputs)["total"] > 0

@@ -1,0 +1,281 @@
+"""The whole run on a tiny checkpoint: records, re-use, resume, failures, batch size, bad files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import adapter, cli, records
+from harness.journal import Journal
+
+ROOT = Path(__file__).resolve().parents[2]
+METHODS = "random,visionzip,fastv"
+
+
+@pytest.fixture
+def command(tiny_checkpoint, tiny_data):
+    """run_all's arguments for a small run into a folder."""
+
+    def arguments(out: Path, *more: str) -> list[str]:
+        base = ["--backbone", tiny_checkpoint, "--data", tiny_data, "--methods", METHODS, "--budget", "16"]
+        rest = ["--tasks", "gqa,mme,pope", "--max-new-tokens", "3", "--latency-repeats", "2", "--out", out]
+        return [str(a) for a in (*base, *rest, "--device", "cpu", *more)]
+
+    return arguments
+
+
+def cells(out: Path) -> dict[tuple[str, str], dict]:
+    found = [records.read(p) for p in sorted((out / "cells").rglob("*.json"))]
+    return {(r["task"], r["method"]["spec"]): r for r in found}
+
+
+def answers(out: Path) -> dict:
+    """{(task, journal file): {row: text}}"""
+    return {
+        (p.parent.name, p.name): {a.row: a.text for a in Journal(p).answers.values()}
+        for p in sorted((out / "journal").rglob("*.jsonl"))
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint, tiny_data, tmp_path_factory):
+    """One uninterrupted run, shared by the tests that only read it."""
+    out = tmp_path_factory.mktemp("run")
+    arguments = ["--backbone", tiny_checkpoint, "--data", tiny_data, "--methods", METHODS, "--budget", "16"]
+    arguments += ["--tasks", "gqa,mme,pope", "--max-new-tokens", "3", "--latency-repeats", "2", "--out", out]
+    assert cli.run_all([str(a) for a in (*arguments, "--device", "cpu")]) == 0
+    return out
+
+
+def test_every_cell_has_a_complete_record(finished):
+    done = cells(finished)
+    assert set(done) == {
+        (t, m) for t in ("gqa", "mme", "pope") for m in ("vanilla", "random", "visionzip", "fastv")
+    }
+    for (_, method), record in done.items():
+        assert record["status"] == "done" and record["schema_version"] == records.SCHEMA_VERSION
+        for key in (
+            "git_commit",
+            "packages",
+            "backbone",
+            "device",
+            "dtype",
+            "seed",
+            "prompt",
+            "run",
+            "written",
+        ):
+            assert key in record
+        assert record["packages"]["lmms-eval"] == "0.7.3"
+        metrics = record["metrics"]
+        assert metrics["interval"][0] <= metrics["score"] <= metrics["interval"][1]
+        tokens = record["visual_tokens"]
+        assert len(tokens["per_layer"]) == 6 and tokens["image_places"] == 64
+        assert tokens["kept"] == (64 if method == "vanilla" else 16)
+        if method == "fastv":
+            assert tokens["per_layer"][0] == 64 and tokens["mean_over_layers"] > 16
+        if method == "visionzip":
+            assert tokens["per_layer"] == [16] * 6
+
+
+def test_the_journal_has_one_line_an_answer(finished):
+    for (task, _), texts in answers(finished).items():
+        assert len(texts) == {"gqa": 10, "mme": 10, "pope": 12}[task]
+
+
+def test_the_leaderboard_is_the_records(finished):
+    table = pd.read_csv(finished / "leaderboard.csv")
+    done = cells(finished)
+    assert table["method"].iloc[0] == "vanilla" and len(table) == 4
+    for _, row in table.iterrows():
+        for task in ("gqa", "mme", "pope"):
+            assert row[task] == pytest.approx(done[task, row["method"]]["metrics"]["score"])
+    pruned = table[table["method"] != "vanilla"]
+    assert (pruned["gflops_ratio"] < 1).all() and (table["prefill"] > 0).all()
+    parts = table["vision"] + table["selection"] + table["llm"]
+    assert (
+        abs(parts - table["prefill"]) < 0.8 * table["prefill"]
+    ).all()  # medians of parts need not add up exactly
+    text = (finished / "leaderboard.md").read_text()
+    for word in ("tiny-llava", "Budget 16 visual tokens", "text tokens", "re-used", "fastv", "GFLOPs"):
+        assert word in text
+    assert (finished / "accuracy_budget.png").stat().st_size > 5000
+    assert (finished / "accuracy_latency.png").stat().st_size > 5000
+
+
+def test_the_same_command_computes_nothing(finished, command, capsys, monkeypatch):
+    before = {p: p.read_bytes() for p in finished.rglob("*.json*")}
+    csv = (finished / "leaderboard.csv").read_bytes()
+    monkeypatch.setattr(adapter, "answer", lambda *a: pytest.fail("computed an answer"))
+    monkeypatch.setattr("harness.latency.measure_once", lambda *a: pytest.fail("timed a prefill"))
+    assert cli.run_all(command(finished)) == 0
+    assert "12 finished earlier" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in finished.rglob("*.json*")} == before
+    assert (finished / "leaderboard.csv").read_bytes() == csv
+
+
+def test_batch_size_does_not_change_answers(finished, command, tmp_path):
+    assert cli.run_all(command(tmp_path, "--batch-size", "1")) == 0
+    assert answers(tmp_path) == answers(finished)
+
+
+def test_an_interrupted_run_goes_on(finished, command, tmp_path, monkeypatch, capsys):
+    real, calls = adapter.answer, []
+
+    def interrupted(*arguments):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(adapter, "answer", interrupted)
+    assert cli.run_all(command(tmp_path)) == 130
+    assert "same command" in capsys.readouterr().err
+    kept = sum(map(len, answers(tmp_path).values()))
+    assert kept > 0
+    computed = []
+
+    def counted(backbone, pruner, questions, inputs):
+        computed.extend(questions)
+        return real(backbone, pruner, questions, inputs)
+
+    monkeypatch.setattr(adapter, "answer", counted)
+    assert cli.run_all(command(tmp_path)) == 0
+    total = sum(map(len, answers(finished).values()))
+    assert len(computed) == total - kept
+    assert answers(tmp_path) == answers(finished)
+    for key, record in cells(tmp_path).items():
+        assert record["metrics"] == cells(finished)[key]["metrics"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_nothing(finished, command, tmp_path):
+    arguments = [sys.executable, "run_all.py", *command(tmp_path, "--batch-size", "2")]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(arguments, cwd=ROOT, **silent)
+    try:
+        deadline = time.monotonic() + 120
+        while (
+            len(list(tmp_path.rglob("*.jsonl"))) < 5
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.wait()
+    kept = answers(tmp_path)
+    assert kept, "the run was killed after it had journalled something"
+    assert cli.run_all(command(tmp_path)) == 0
+    assert answers(tmp_path) == answers(finished)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_larger_slice_re_uses_the_answers_of_a_smaller_one(command, tmp_path):
+    assert cli.run_all(command(tmp_path, "--limit", "4")) == 0
+    small = {k: r["data"]["documents"] for k, r in cells(tmp_path).items()}
+    assert small["pope", "fastv"] == 4 and small["mme", "fastv"] == 4
+    assert cli.run_all(command(tmp_path, "--limit", "8")) == 0
+    found = [records.read(p) for p in tmp_path.glob("cells/pope/fastv*")]
+    grown = [r for r in found if r["data"]["documents"] == 8]
+    assert grown[0]["run"]["answers_from_journal"] == 4 and grown[0]["run"]["answers_computed"] == 4
+
+
+def test_a_failing_cell_is_recorded_and_the_run_goes_on(command, tmp_path, monkeypatch, capsys):
+    real = adapter.answer
+
+    def broken(backbone, pruner, questions, inputs):
+        if "fastv" in type(pruner).__module__ and questions[0].text.startswith("Is box"):  # MME
+            raise ZeroDivisionError("no attention today")
+        return real(backbone, pruner, questions, inputs)
+
+    monkeypatch.setattr(adapter, "answer", broken)
+    assert cli.run_all(command(tmp_path)) == 1
+    out = capsys.readouterr().out
+    assert "FAILED mme / fastv / 16: ZeroDivisionError: no attention today" in out
+    done = cells(tmp_path)
+    assert done["mme", "fastv"]["status"] == "failed" and "ZeroDivisionError" in done["mme", "fastv"]["error"]
+    assert "metrics" not in done["mme", "fastv"]
+    assert all(r["status"] == "done" for k, r in done.items() if k != ("mme", "fastv"))
+    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method")
+    assert pd.isna(table.loc["fastv", "mme"])
+    assert "failed" in (tmp_path / "leaderboard.md").read_text()
+    # the next run tries the failed cell again, and only that one
+    monkeypatch.setattr(adapter, "answer", real)
+    assert cli.run_all(command(tmp_path)) == 0
+    assert "11 finished earlier" in capsys.readouterr().out
+    assert cells(tmp_path)["mme", "fastv"]["status"] == "done"
+
+
+def test_a_truncated_record_is_named_and_kept(finished, command, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "copy")
+    victim = next((tmp_path / "copy" / "cells" / "pope").iterdir())
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert cli.run_all(command(tmp_path / "copy")) == 2
+    error = capsys.readouterr().err
+    assert str(victim) in error and "truncated" in error and error.count("\n") == 1
+    assert len(victim.read_bytes()) == 100
+
+
+def test_fresh_computes_everything_again(command, tmp_path, monkeypatch):
+    arguments = command(tmp_path, "--tasks", "mme", "--methods", "random")
+    assert cli.run_all(arguments) == 0
+    real, computed = adapter.answer, []
+
+    def counted(backbone, pruner, questions, inputs):
+        computed.extend(questions)
+        return real(backbone, pruner, questions, inputs)
+
+    monkeypatch.setattr(adapter, "answer", counted)
+    assert cli.run_all([*arguments, "--fresh"]) == 0
+    assert len(computed) == 20
+
+
+def test_another_parameter_is_another_cell(command, tmp_path):
+    assert cli.run_all(command(tmp_path, "--tasks", "mme", "--methods", "fastv:k=2,fastv:k=3")) == 0
+    layers = {k[1]: r["visual_tokens"]["per_layer"] for k, r in cells(tmp_path).items()}
+    assert layers["fastv:k=2"] == [64] * 2 + [16] * 4 and layers["fastv:k=3"] == [64] * 3 + [16] * 3
+
+
+def test_the_sweep_bench_compares_like_with_like(command, tmp_path, capsys):
+    report = tmp_path / "bench.json"
+    arguments = command(tmp_path / "out", "--tasks", "pope", "--methods", "random,fastv")
+    assert cli.main(["sweep-bench", *arguments, "--report", str(report)]) == 0
+    result = json.loads(report.read_text())
+    assert result["equal_answers"] == result["answers"] == 36
+    assert result["speedup"] == pytest.approx(result["alone"]["seconds"] / result["sweep"]["seconds"])
+
+
+def test_the_vision_tower_runs_once_an_image_for_all_methods(command, tmp_path, monkeypatch):
+    from transformers import CLIPVisionModel
+
+    images = []
+    monkeypatch.setattr(
+        "harness.latency.compare", lambda b, pruners, *a: pytest.skip("only the sweep matters here")
+    )
+    real = CLIPVisionModel.forward
+
+    def counted(self, pixel_values=None, **kwargs):
+        images.append(len(pixel_values))
+        return real(self, pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(CLIPVisionModel, "forward", counted)
+    from harness.config import RunConfig
+    from harness.runner import _compute
+    from harness.session import Session
+    from harness.tasks import parse_tasks
+
+    options = cli._parser().parse_args(command(tmp_path, "--tasks", "gqa", "--methods", "random,uniform"))
+    config = cli._config(options)
+    assert isinstance(config, RunConfig) and parse_tasks("gqa") == list(config.benchmarks)
+    session = Session(config)
+    assert len(list(_compute(session, session.cells))) == 3
+    assert sum(images) == 5, "ten questions on five images, three methods: five tower runs"

@@ -1,0 +1,102 @@
+"""The methods against recordings of their authors' released code, through the public path, alone and in batches of 4
+with prompts of different length; and the parity command itself, on folders that are wrong."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness import parity
+from harness.errors import UserError
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return parity._load(GOLDEN)
+
+
+def only(vectors, labels):
+    return {k: v for k, v in vectors.items() if k.split(".")[1] in labels}
+
+
+@pytest.mark.parametrize("label", ["vanilla", "192", "128", "64", "64k3", "64avg"])
+def test_fastv(recorded, label):
+    rows = list(parity.check(*recorded, "fastv", only(load_file(GOLDEN / "fastv/vectors.safetensors"), [label])))
+    assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
+    assert all(r.alone.difference is not None for r in rows)
+
+
+@pytest.mark.parametrize("label", ["192", "128", "64"])
+def test_visionzip(recorded, label):
+    rows = list(parity.check(*recorded, "visionzip", only(load_file(GOLDEN / "visionzip/vectors.safetensors"), [label])))
+    assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A recording folder with one input and one label."""
+    shutil.copytree(GOLDEN / "model", tmp_path / "model")
+    inputs = load_file(GOLDEN / "inputs.safetensors")
+    save_file({k: v for k, v in inputs.items() if k.endswith(".3")}, tmp_path / "inputs.safetensors")
+    (tmp_path / "fastv").mkdir()
+    vectors = load_file(GOLDEN / "fastv/vectors.safetensors")
+    save_file({k: v for k, v in vectors.items() if k.endswith(".64.3")}, tmp_path / "fastv/vectors.safetensors")
+    return tmp_path
+
+
+def change(folder, **changes):
+    path = folder / "fastv/vectors.safetensors"
+    vectors = load_file(path)
+    for kind, new in changes.items():
+        vectors[f"{kind}.64.3"] = new(vectors[f"{kind}.64.3"])
+    save_file(vectors, path)
+
+
+def test_another_folder(folder, capsys):
+    assert parity.main(folder) == 0
+    assert "1 rows, all agree" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "kind, new",
+    [
+        ("kept", lambda x: x.flip(0)),
+        ("greedy", lambda x: torch.cat([x[:-1], (x[-1:] + 1) % 512])),
+        ("logits", lambda x: x + 2e-4),
+    ],
+)
+def test_a_difference_is_seen(folder, capsys, kind, new):
+    change(folder, **{kind: new})
+    assert parity.main(folder, ["fastv"]) == 1
+    assert "DISAGREES" in capsys.readouterr().out
+
+
+def test_unknown_labels_and_methods_disagree(folder, capsys):
+    vectors = load_file(folder / "fastv/vectors.safetensors")
+    save_file({k.replace(".64.", ".64x."): v for k, v in vectors.items()}, folder / "fastv/vectors.safetensors")
+    shutil.copytree(folder / "fastv", folder / "newmethod")
+    assert parity.main(folder) == 1
+    out = capsys.readouterr().out
+    assert "64x: unknown label" in out and "newmethod    no method of this name" in out
+
+
+def test_folders_that_are_wrong(folder, tmp_path):
+    with pytest.raises(UserError, match="not a folder"):
+        parity.main(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no recordings of pdrop .* there are: fastv"):
+        parity.main(folder, ["pdrop"])
+    (folder / "fastv/vectors.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot read"):
+        parity.main(folder)
+    (folder / "inputs.safetensors").unlink()
+    with pytest.raises(UserError, match="inputs.safetensors"):
+        parity.main(folder)
+    (folder / "model/llama.safetensors").unlink()
+    with pytest.raises(UserError, match="no recorded model"):
+        parity.main(folder)
