@@ -36,9 +36,13 @@ def load(name_or_path: str, device: str = "cpu", dtype: str = "float32") -> Back
     folder = NAMED.get(name_or_path, Path(name_or_path))
     if not (folder / "config.json").is_file():
         if name_or_path in NAMED:
-            raise UserError(f"the checkpoint of {name_or_path} is missing from this installation; see backbones/pocket")
+            raise UserError(
+                f"the checkpoint of {name_or_path} is missing from this installation; see backbones/pocket"
+            )
         known = ", ".join(NAMED)
-        raise UserError(f"unknown backbone {name_or_path!r}: neither a known name ({known}) nor a folder with config.json")
+        raise UserError(
+            f"unknown backbone {name_or_path!r}: neither a known name ({known}) nor a folder with config.json"
+        )
     from backbones.backbone import from_folder
 
     return from_folder(folder, Path(name_or_path).name, device, dtype)

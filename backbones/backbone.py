@@ -49,7 +49,7 @@ class Backbone:
         return len(self._adapter.layers)
 
     def inputs(self, images: Sequence, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Model inputs for one user turn each: an image (PIL), then a text; left-padded [B, n], on the model's device.
+        """Model inputs for one user turn each, an image (PIL) and a text: left-padded [B, n], on its device.
 
         Raises ValueError if there are not as many images as prompts.
         """
@@ -98,14 +98,14 @@ class Backbone:
 
     @contextmanager
     def vision_cache(self, max_bytes: int) -> Iterator[VisionCache]:
-        """Inside, each distinct image goes through the vision tower once for all pruners that are put on the model
-        in turn (once more if one needs a signal that was not asked for before; once a raster size)."""
+        """Inside, each distinct image goes through the vision tower once for all pruners that are put on the
+        model in turn (once more if one needs a signal that was not asked for before; once a raster size)."""
         with vision_cache(self.model, max_bytes) as cache:
             yield cache
 
 
 def image_padding(image_processor) -> str:
-    """`square` if images that are not square are padded (LLaVA's own code does), else what is done to them."""
+    """`square` if images are padded to squares (as LLaVA's own code does), else what is done instead."""
     if getattr(image_processor, "do_pad", False):
         return "square"
     return "centre crop" if getattr(image_processor, "do_center_crop", False) else "none"
@@ -116,8 +116,8 @@ def _digest(body: dict) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """16 hex digits over the safetensors files: all bytes up to DIGEST_IN_FULL in total, else sizes and the first
-    and last mebibyte of each file."""
+    """16 hex digits over the safetensors files: all bytes up to DIGEST_IN_FULL in total, else sizes and the
+    first and last mebibyte of each file."""
     files = sorted(folder.glob("*.safetensors"))
     full = sum(f.stat().st_size for f in files) <= DIGEST_IN_FULL
     total = hashlib.sha256()
@@ -136,18 +136,22 @@ def weights_digest(folder: Path) -> str:
 
 
 def from_folder(folder: Path, name: str, device: str, dtype: str) -> Backbone:
-    """Load a checkpoint folder. Raises UserError if it is incomplete, not safetensors, or of an unknown family."""
+    """Load a checkpoint folder. Raises UserError if it is incomplete, no safetensors, or no known family."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"checkpoint {name}: no safetensors file in the folder; other weight formats are not loaded")
+        raise UserError(
+            f"checkpoint {name}: no safetensors file in the folder; other weight formats are not loaded"
+        )
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise UserError(f"dtype {dtype!r} is unknown; use float32, bfloat16 or float16")
     offline = {"local_files_only": True, "trust_remote_code": False}
     try:
         processor = AutoProcessor.from_pretrained(folder, **offline)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=kind, use_safetensors=True, **offline)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=kind, use_safetensors=True, **offline
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     backbone = Backbone(name, model.eval().to(device), processor, folder)

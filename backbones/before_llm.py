@@ -1,4 +1,4 @@
-"""The part of the engine before the language model: looks at the images, asks the method, projects the survivors."""
+"""The engine's part before the language model: looks at images, asks the method, projects the survivors."""
 
 from __future__ import annotations
 

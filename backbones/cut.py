@@ -1,8 +1,9 @@
-"""Book-keeping of a batch whose samples lose columns: which columns are left, where they came from, how they pad.
+"""Book-keeping of a batch whose samples lose columns: which are left, where they came from, how they pad.
 
-Samples are left-padded; after every cut they are padded anew to the longest one, so that the last token of every
-sample stays at column -1, where generate() and the attention rows read it. Everything a later stage needs to know
-about sizes is kept on the host, so a cut whose counts are fixed costs no device synchronisation.
+Samples are left-padded; after every cut they are padded anew to the longest one, so that the last token of
+every sample stays at column -1, where generate() and the attention rows read it. Everything a later stage
+needs to know about sizes is kept on the host, so a cut whose counts are fixed costs no device
+synchronisation.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 class Layout:
     """One state of the batch, B samples in W columns.
 
-    lengths: valid tokens of each sample. columns: for each sample, the columns of its visual tokens, ascending
-    int64. kept: for each sample, which token of its image each of those is. device: of the tensors.
+    lengths: valid tokens of each sample. columns: for each sample, the columns of its visual tokens,
+    ascending int64. kept: for each sample, which token of its image each of those is. device: of the tensors.
     """
 
     width: int
@@ -63,7 +64,7 @@ class Layout:
 
 
 def layout_of(is_visual: Tensor, mask: Tensor | None) -> Layout:
-    """Layout of a prompt. is_visual: bool [B, W]; mask: 2-D attention mask [B, W] or None if nothing is padded.
+    """Layout of a prompt. is_visual: bool [B, W]; mask: attention mask [B, W], None if nothing is padded.
 
     Costs one device synchronisation (transformers makes one at the same place, to count placeholders). Raises
     RuntimeError for anything but left padding.
@@ -78,7 +79,9 @@ def layout_of(is_visual: Tensor, mask: Tensor | None) -> Layout:
     visual, *rest = torch.stack(counts).tolist()
     lengths, left_padded = rest if rest else ([width] * batch, [1] * batch)
     if not all(left_padded):
-        raise RuntimeError("pad prompts on the left while a pruner is on: processor(..., padding_side='left')")
+        raise RuntimeError(
+            "pad prompts on the left while a pruner is on: processor(..., padding_side='left')"
+        )
     order = (~is_visual).to(torch.int8).argsort(dim=1, stable=True)
     columns = tuple(order[b, :n] for b, n in enumerate(visual))
     kept = tuple(torch.arange(n, device=is_visual.device) for n in visual)
@@ -87,20 +90,24 @@ def layout_of(is_visual: Tensor, mask: Tensor | None) -> Layout:
 
 @dataclass(frozen=True)
 class Move:
-    """What a cut does to the columns. source: old column that each new one gets its values from; place: old column
-    that it gets its position from; both int64 [B, W'], 0 at padding."""
+    """What a cut does to the columns. source: old column that each new one gets its values from; place: old
+    column that it gets its position from; both int64 [B, W'], 0 at padding."""
 
     source: Tensor
     place: Tensor
 
 
 def cut(
-    before: Layout, targets: Sequence[Tensor], sources: Sequence[Tensor], places: Sequence[Tensor], kept: Sequence[Tensor]
+    before: Layout,
+    targets: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    places: Sequence[Tensor],
+    kept: Sequence[Tensor],
 ) -> tuple[Move, Layout]:
     """Drop visual tokens. All arguments hold one int64 [n] a sample and count its visual tokens from 0.
 
-    targets: whose columns are filled afterwards, ascending. sources: which token goes into each of them. places:
-    whose position it takes. kept: what it is, for `Layout.kept`.
+    targets: whose columns are filled afterwards, ascending. sources: which token goes into each of them.
+    places: whose position it takes. kept: what it is, for `Layout.kept`.
     """
     device = before.device
     lengths = [n - len(c) + len(t) for n, c, t in zip(before.lengths, before.columns, targets)]

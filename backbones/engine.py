@@ -1,14 +1,15 @@
 """Puts a pruner on an unmodified Hugging Face model, by hooks alone, for as long as a `with` lasts.
 
-Before the language model: `get_image_features` is wrapped (generate() calls it itself, ahead of forward, and reads
-its signature). The survivors stand in the first places of each image's features; a pre-hook of the language model
-then drops the columns that are left empty. Inside it: pre-hooks of the decoder layers drop columns on entry of a
-layer. generate() never knows: its token ids, 2-D mask and positions stay those of the full prompt, and the hooks
-rewrite what the language model or a layer gets of them, in prefill and in every decode step. The key-value cache
-simply holds fewer tokens in the layers after a cut.
+Before the language model: `get_image_features` is wrapped (generate() calls it itself, ahead of forward, and
+reads its signature). The survivors stand in the first places of each image's features; a pre-hook of the
+language model then drops the columns that are left empty. Inside it: pre-hooks of the decoder layers drop
+columns on entry of a layer. generate() never knows: its token ids, 2-D mask and positions stay those of the
+full prompt, and the hooks rewrite what the language model or a layer gets of them, in prefill and in every
+decode step. The key-value cache simply holds fewer tokens in the layers after a cut.
 
-A prefill is a call with an empty cache or none. Not supported, RuntimeError: chunked prefill, assisted decoding,
-re-used or static caches, prompts padded on the right. `logits` of a plain forward have the length that is left.
+A prefill is a call with an empty cache or none. Not supported, RuntimeError: chunked prefill, assisted
+decoding, re-used or static caches, prompts padded on the right. `logits` of a plain forward have the length
+that is left.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from backbones.cut import Layout, cut, gather, layout_of
 from backbones.families import adapter_for
 from backbones.inside_llm import LayerSide, Prompt
 from backbones.trace import Trace
-from methods.base import Pruner, Selection
+from methods.base import Pruner
 
 _busy: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -134,11 +135,11 @@ class Engine:
         return args, {**kwargs, **self._decode_arguments(kwargs, cache)}
 
     def _start(self, embeds: Tensor, kwargs: dict) -> dict:
-        """A prefill begins: lay out the prompt, drop the columns that `select` left empty. Returns what changes."""
+        """A prefill begins: lay out the prompt, drop the columns that `select` left empty. Gives changes."""
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         if self._ids is None:
             raise RuntimeError("pass input_ids, not inputs_embeds, while a pruner is on")
-        if mask is not None and mask.ndim != 2 or getattr(cache, "is_compileable", False):
+        if (mask is not None and mask.ndim != 2) or getattr(cache, "is_compileable", False):
             raise RuntimeError("static caches and 4-D masks are not supported while a pruner is on")
         layout = layout_of(self._ids == self.adapter.image_token_id, mask)
         images = [n // self.adapter.visual_tokens for n in layout.visual]
@@ -165,7 +166,9 @@ class Engine:
         empty = torch.empty(0, dtype=torch.long, device=embeds.device)
         for row in rows:
             filled = [torch.arange(len(s.kept), device=embeds.device) + i * places for i, s in enumerate(row)]
-            own = [torch.where(s.kept < 0, f, s.kept + i * places) for i, (s, f) in enumerate(zip(row, filled))]
+            own = [
+                torch.where(s.kept < 0, f, s.kept + i * places) for i, (s, f) in enumerate(zip(row, filled))
+            ]
             targets.append(torch.cat([empty, *filled]))
             own_places.append(torch.cat([empty, *own]))
             kept.append(torch.cat([empty, *(s.kept for s in row)]))
@@ -189,14 +192,14 @@ class Engine:
         return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
 
     def _deal(self, seen: Sequence | None) -> list[list]:
-        """What was seen of each image, dealt to the samples in order of the placeholders; the beams of a sample
-        share its images. Raises RuntimeError if the numbers do not fit."""
+        """What was seen of each image, dealt to the samples in order of the placeholders; the beams of a
+        sample share its images. Raises RuntimeError if the numbers do not fit."""
         images = self._prompt.images
         beams, rest = divmod(sum(images), len(seen or [1]))
         if seen is None or rest:
             raise RuntimeError(
-                f"the prompt has places for {sum(images)} images, {len(seen or [])} were seen while the pruner was on; "
-                "have the image features computed inside of the `with`, for this prompt"
+                f"the prompt has places for {sum(images)} images, {len(seen or [])} were seen under the "
+                "pruner; have the image features computed inside of the `with`, anew for each prompt"
             )
         supply = iter(seen)
         rows: list[list] = []
@@ -205,7 +208,7 @@ class Engine:
         return rows
 
     def _decode_arguments(self, kwargs: dict, cache) -> dict:
-        """The language model's mask and positions for one new token behind a prompt that `select` shortened."""
+        """The language model's mask and positions for a new token behind a prompt that `select` shortened."""
         if not self._shortened:
             return {}
         layout = self._prompt.layout
@@ -222,7 +225,9 @@ class Engine:
         if self._is_prefill and i == 0:
             self._cache = kwargs.get("past_key_values")  # the model makes one where the caller gave none
         cuts = len(self.stages.stages)
-        hidden, changed = self.stages.enter(i, given, kwargs, self._is_prefill, self._step) if cuts else (given, {})
+        hidden, changed = (
+            self.stages.enter(i, given, kwargs, self._is_prefill, self._step) if cuts else (given, {})
+        )
         if self._is_prefill:
             self._trace(i, hidden, cut_here=hidden is not given)
         if not changed:
@@ -251,5 +256,7 @@ def _texts(layout: Layout, embeds: Tensor) -> list[Tensor]:
         is_text = torch.ones(layout.width, dtype=torch.bool, device=embeds.device)
         is_text[columns] = False
         is_text[: layout.width - length] = False
-        texts.append(own[is_text.to(torch.int8).argsort(descending=True, stable=True)[: length - len(columns)]])
+        texts.append(
+            own[is_text.to(torch.int8).argsort(descending=True, stable=True)[: length - len(columns)]]
+        )
     return texts

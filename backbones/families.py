@@ -16,5 +16,8 @@ def adapter_for(model: nn.Module) -> Llava:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in FAMILIES or not hasattr(model, "generate"):
         known = ", ".join(FAMILIES)
-        raise UserError(f"a {type(model).__name__} of family {kind!r} cannot be pruned; use a generative model of: {known}")
+        raise UserError(
+            f"a {type(model).__name__} of family {kind!r} cannot be pruned; "
+            f"use a generative model of: {known}"
+        )
     return FAMILIES[kind](model)

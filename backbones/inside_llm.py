@@ -1,5 +1,5 @@
-"""The part of the engine inside the language model: cuts on entry of decoder layers, in prefill, and what layers
-behind a cut get in place of the full-length arguments that the model's own loop passes on."""
+"""The part of the engine inside the language model: cuts on entry of decoder layers, in prefill, and what
+layers behind a cut get in place of the full-length arguments that the model's own loop passes on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Rotary = tuple[Tensor, Tensor]
 
 @dataclass
 class Prompt:
-    """A batch on entry of the first layer. images: number of images of each sample. next: position [B] of the first
-    decoded token, by the prompt's own numbering."""
+    """A batch on entry of the first layer. images: number of images of each sample. next: position [B] of the
+    first decoded token, by the prompt's own numbering."""
 
     layout: Layout
     images: Sequence[int]
@@ -31,9 +31,9 @@ class Prompt:
 
 @dataclass
 class _AfterCut:
-    """What a cut leaves behind. rotary: (cos, sin) of the tokens left, [B, W, d_head]. next: position [B] of the first
-    decoded token if the cut (or an earlier one) renumbered, else None. arguments: what layers behind it get in forward pass
-    `step`."""
+    """What a cut leaves behind. rotary: (cos, sin) of the tokens left, [B, W, d_head]. next: position [B] of
+    the first decoded token if the cut (or an earlier one) renumbered, else None. arguments: what layers
+    behind it get in forward pass `step`."""
 
     layout: Layout
     rotary: Rotary
@@ -43,7 +43,7 @@ class _AfterCut:
 
 
 class LayerSide:
-    """The stages of one pruner on one model. `start` begins a prefill; everything else belongs to the latest one."""
+    """The stages of one pruner on one model. `start` begins a prefill; all else belongs to the latest one."""
 
     def __init__(self, adapter: Llava, pruner: Pruner):
         self.adapter, self.pruner = adapter, pruner
@@ -59,7 +59,9 @@ class LayerSide:
         self._prompt = prompt
         self._after: list[_AfterCut] = []
         self._previous: tuple[Tensor, Rotary] | None = None
-        self._rows = {stage.rows: self._choose_rows(stage.rows, embeds) for stage in self.stages if stage.rows}
+        self._rows = {
+            stage.rows: self._choose_rows(stage.rows, embeds) for stage in self.stages if stage.rows
+        }
 
     def forget(self) -> None:
         """Drop all tensors."""
@@ -127,7 +129,10 @@ class LayerSide:
             if answer is not None and answer.tokens is not None:
                 hidden[b, after.columns[b]] = answer.tokens.to(hidden.dtype)
         if stage.positions == "renumbered":
-            rotary, following = self.adapter.language_model.rotary_emb(hidden, position_ids=after.positions), after.ends
+            rotary, following = (
+                self.adapter.language_model.rotary_emb(hidden, position_ids=after.positions),
+                after.ends,
+            )
         else:
             rotary = tuple(gather(t, move.place) for t in rotary)
             following = self._after[-1].next if self._after else None
@@ -163,7 +168,9 @@ class LayerSide:
             queries, rotary = self._previous
             cache = kwargs.get("past_key_values")
             if cache is None:
-                raise RuntimeError(f"{self.pruner.name} reads the key-value cache: call the model with use_cache=True")
+                raise RuntimeError(
+                    f"{self.pruner.name} reads the key-value cache: call the model with use_cache=True"
+                )
             keys = cache.layers[stage.layer - 1].keys
         layout = self.layout
         if not stage.rows:
@@ -181,7 +188,9 @@ class LayerSide:
             for b, offsets in enumerate(self._rows[stage.rows])
         ]
 
-    def _arguments(self, state: _AfterCut, i: int, hidden: Tensor, kwargs: dict, prefill: bool, step: object) -> dict:
+    def _arguments(
+        self, state: _AfterCut, i: int, hidden: Tensor, kwargs: dict, prefill: bool, step: object
+    ) -> dict:
         """Mask and rotary embeddings behind a cut: made at its first layer in each forward pass."""
         if state.step is step:
             return state.arguments
@@ -206,7 +215,11 @@ class LayerSide:
         return state.arguments
 
 
-def _rows(layer, queries: Tensor, rotary: Rotary, keys: Tensor, offsets: Tensor, valid: Tensor | None) -> Tensor:
+def _rows(
+    layer, queries: Tensor, rotary: Rotary, keys: Tensor, offsets: Tensor, valid: Tensor | None
+) -> Tensor:
     """attention_rows at offsets from the end."""
     columns = offsets + keys.shape[2]
-    return attention_rows(layer, queries[:, offsets], tuple(t[:, offsets] for t in rotary), keys, columns, valid)
+    return attention_rows(
+        layer, queries[:, offsets], tuple(t[:, offsets] for t in rotary), keys, columns, valid
+    )

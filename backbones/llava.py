@@ -1,4 +1,4 @@
-"""What the engine has to know of the LLaVA-1.5 family (LlavaForConditionalGeneration: CLIP, projector, Llama)."""
+"""What the engine has to know of LLaVA-1.5's family: LlavaForConditionalGeneration with CLIP and Llama."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from methods.base import Signal
 
 
 class Llava:
-    """Adapter of one loaded model. Raises UserError for a variant whose features are not one CLIP layer's patches."""
+    """Adapter of one loaded model. Raises UserError if its features are not the patches of one CLIP layer."""
 
     family = "llava"
 
     def __init__(self, model: nn.Module):
         config = model.config
         if config.vision_config.model_type != "clip_vision_model":
-            raise UserError(f"vision tower {config.vision_config.model_type} is not supported; LLaVA-1.5 uses CLIP")
-        if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "default":
             raise UserError(
-                "only LLaVA models with one vision_feature_layer and vision_feature_select_strategy=default are "
-                f"supported (this one: {config.vision_feature_layer}, {config.vision_feature_select_strategy})"
+                f"vision tower {config.vision_config.model_type} is not supported; LLaVA-1.5 uses CLIP"
+            )
+        if (
+            not isinstance(config.vision_feature_layer, int)
+            or config.vision_feature_select_strategy != "default"
+        ):
+            raise UserError(
+                "only LLaVA models with one vision_feature_layer and vision_feature_select_strategy=default "
+                f"are supported; not {config.vision_feature_layer}, {config.vision_feature_select_strategy}"
             )
         self.model = model
         self.inner = model.model
@@ -67,7 +72,13 @@ class Llava:
     def check_request(self, pixels: Tensor, options: dict[str, object]) -> None:
         """Raises RuntimeError for what `get_image_features` can be asked and the engine does not do."""
         for name, value in options.items():
-            if value is not None and name != "return_dict" and value != getattr(self.model.config, name, None):
-                raise RuntimeError(f"get_image_features({name}={value}) is not supported while a pruner is on")
+            if (
+                value is not None
+                and name != "return_dict"
+                and value != getattr(self.model.config, name, None)
+            ):
+                raise RuntimeError(
+                    f"get_image_features({name}={value}) is not supported while a pruner is on"
+                )
         if pixels.ndim != 4:
             raise RuntimeError(f"pixel_values of shape {tuple(pixels.shape)}: expected [images, 3, h, w]")

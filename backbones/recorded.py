@@ -16,13 +16,15 @@ from harness.errors import UserError
 def load_recorded(folder: Path) -> LlavaForConditionalGeneration:
     """A LLaVA model in float32 from `config.json`, `clip_vision.`, `llama.` and `projector.safetensors`.
 
-    The recordings reserve no token id for the image, so the vocabulary gets one more entry, the last one, which is
-    `config.image_token_id` and is never generated. Generation ignores the end-of-sequence token.
+    The recordings reserve no token id for the image, so the vocabulary gets one more entry, the last one,
+    which is `config.image_token_id` and is never generated. Generation ignores the end-of-sequence token.
     Raises UserError if a file is missing or does not fit.
     """
     try:
         told = json.loads((folder / "config.json").read_text())
-        weights = {name: load_file(folder / f"{name}.safetensors") for name in ("clip_vision", "llama", "projector")}
+        weights = {
+            name: load_file(folder / f"{name}.safetensors") for name in ("clip_vision", "llama", "projector")
+        }
     except OSError as error:
         raise UserError(f"no recorded model in {folder}: {error.strerror or error}") from error
     llama = dict(told["llama"])
@@ -48,7 +50,7 @@ def load_recorded(folder: Path) -> LlavaForConditionalGeneration:
 
 
 def _state(weights: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Names of transformers 5: no `vision_model.` level, one projector module, embeddings with the image's row."""
+    """Names of transformers 5 (no `vision_model.` level, one projector), embeddings with the image's row."""
     state = {}
     for name, value in weights["clip_vision"].items():
         if not name.endswith("position_ids"):

@@ -18,9 +18,9 @@ def attention_rows(
 
     Equal to the same rows of eager attention (softmax in float32, not cast back). Cost: R (D^2 + W D) MAC.
 
-    layer: Llama-like decoder layer. hidden: the layer's input at the query rows [B, R, D]. rotary: (cos, sin) at
-    the query rows, each [B or 1, R, d_head]. keys: the layer's rotated keys [B, H_kv, W, d_head]. columns: where
-    the query rows stand, int64 [R]; they see no later column. valid: bool [B, W], False at padding.
+    layer: Llama-like decoder layer. hidden: the layer's input at the query rows [B, R, D]. rotary: (cos, sin)
+    at the query rows, each [B or 1, R, d_head]. keys: the layer's rotated keys [B, H_kv, W, d_head]. columns:
+    where the query rows stand, int64 [R]; they see no later column. valid: bool [B, W], False at padding.
     """
     attention = layer.self_attn
     query = rotate(_heads(attention.q_proj(layer.input_layernorm(hidden)), attention.head_dim), rotary)
@@ -34,7 +34,10 @@ def attention_rows(
 
 
 def layer_keys(layer: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """The rotated keys that a layer would compute, [B, H_kv, W, d_head], from its input [B, W, D]. W D D_kv MAC."""
+    """The rotated keys that a layer would compute from its input [B, W, D]: [B, H_kv, W, d_head].
+
+    Cost: B W D H_kv d_head MAC.
+    """
     attention = layer.self_attn
     return rotate(_heads(attention.k_proj(layer.input_layernorm(hidden)), attention.head_dim), rotary)
 

@@ -1,4 +1,4 @@
-"""Running the vision tower for a pruner: taps on what it asked for, and a cache that shares one run a distinct image.
+"""Running the vision tower for a pruner: taps on what it asked for, and a cache that shares the runs.
 
 Taps are forward hooks on the linear maps of the layers concerned; the tower keeps its fused attention.
 """
@@ -23,7 +23,8 @@ _MODULES = {"queries": "q_proj", "cls_query": "q_proj", "keys": "k_proj", "value
 def tapped(layers: nn.ModuleList, signals: Iterable[Signal]) -> Iterator[dict[Signal, Tensor]]:
     """Collects `signals`, each [B, 1 + N or 1, d], of the forward pass made inside of the `with`.
 
-    layers: a tower's encoder layers, with `self_attn.{q,k,v}_proj`. Raises ValueError for a layer there is not.
+    layers: a tower's encoder layers, with `self_attn.{q,k,v}_proj`. Raises ValueError for a layer there is
+    not.
     """
     found: dict[Signal, Tensor] = {}
     handles = []
@@ -56,8 +57,8 @@ class VisionCache:
     """Signals of the images seen so far, least recently used first to go when they exceed `max_bytes`.
 
     An image is known by a digest of its pixels and the raster the tower saw it at. `wanted` grows with every
-    request: a run of the tower collects everything that any method has asked for so far. `runs` counts the images
-    that went through the tower.
+    request: a run of the tower collects everything that any method has asked for so far. `runs` counts the
+    images that went through the tower.
     """
 
     def __init__(self, max_bytes: int):
@@ -109,7 +110,7 @@ def active_cache(model: nn.Module) -> VisionCache | None:
 
 @contextlib.contextmanager
 def vision_cache(model: nn.Module, max_bytes: int) -> Iterator[VisionCache]:
-    """While open, pruners put on `model` share the vision tower's results. Raises RuntimeError if one is open."""
+    """While open, pruners put on `model` share the vision tower's results. RuntimeError if one is open."""
     if model in _active:
         raise RuntimeError("a vision cache is already open on this model")
     _active[model] = VisionCache(max_bytes)

@@ -1,17 +1,17 @@
 """Checks methods against recordings of their authors' released code.
 
-A recording folder holds `model/` (see `backbones.recorded`), `inputs.safetensors` (`pixel_values.{i}` [3, h, w],
-`ids_before.{i}`, `ids_after.{i}`: the prompt is before + image + after), and a folder `<method>/` a method with
-`vectors.safetensors`:
+A recording folder holds `model/` (see `backbones.recorded`), `inputs.safetensors` (`pixel_values.{i}` [3, h,
+w], `ids_before.{i}`, `ids_after.{i}`: the prompt is before + image + after), and a folder `<method>/` a
+method with `vectors.safetensors`:
 
     greedy.{label}.{i}           int64 [t], the greedily generated tokens
     logits.{label}.{i}           [vocabulary], at the prompt's last position (optional)
     kept.{label}.{i}             int64, tokens of the image left after the last stage, in the LLM's order
     kept.{label}.{i}.layer{R}    the same after the cut before layer R (optional)
 
-`label` says how the method was set: a budget, or a budget and a suffix (`SETTINGS`); `vanilla` is the unpruned model.
-Every recording is made again through the public path, `with pruner(model): model.generate(...)`, alone and in one
-left-padded batch with the other inputs of its label.
+`label` says how the method was set: a budget, or a budget and a suffix (`SETTINGS`); `vanilla` is the
+unpruned model. Every recording is made again through the public path, `with pruner(model):
+model.generate(...)`, alone and in one left-padded batch with the other inputs of its label.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 #: largest difference of a logit, float32 on a CPU
 TOLERANCE = 1e-4
 
-#: how labels are read, by method: (pattern, method spec); `{n}` in a spec is the pattern's n-th group, group 1 the budget.
-#: A spec of None is a recording that is not to be reproduced, with the reason instead of a spec.
+#: how labels are read, by method: (pattern, method spec); `{n}` in a spec is the pattern's n-th group, and
+#: group 1 the budget. A label that is just a budget means the method's default settings.
 SETTINGS: dict[str, list[tuple[str, str]]] = {
     "fastv": [(r"(\d+)k(\d+)", "fastv:k={2}"), (r"(\d+)avg", "fastv:schedule=average")],
 }
+#: labels of recordings that are left out, and why
 NOT_REPRODUCED: dict[str, list[tuple[str, str]]] = {
     "fastv": [(r"\d+sys36", "the scripts' off-by-one start of the image")],
 }
@@ -78,14 +79,16 @@ class Agreement:
 
     def __str__(self) -> str:
         kept, tokens = ("same" if same else "DIFFER" for same in (self.kept, self.tokens))
-        return f"{kept:6} {tokens:6} " + (f"{self.difference:8.1e}" if self.difference is not None else f"{'-':>8}")
+        return f"{kept:6} {tokens:6} " + (
+            f"{self.difference:8.1e}" if self.difference is not None else f"{'-':>8}"
+        )
 
 
 def main(golden: Path, methods: Iterable[str] | None = None) -> int:
     """Print a row a (method, label, input); 0 if every row agrees, else 1.
 
-    methods: names to check, default every method folder there is. Raises UserError if the folder is not laid out
-    as described above, or a name has no folder.
+    methods: names to check, default every method folder there is. Raises UserError if the folder is not laid
+    out as described above, or a name has no folder.
     """
     golden = Path(golden)
     names = _method_folders(golden, methods)
@@ -104,7 +107,9 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
             failed += isinstance(row, str) or not row.agrees
             print(row if isinstance(row, str) else _line(row), flush=True)
     if not rows:
-        raise UserError(f"{golden} holds no recordings; see the docstring of harness/parity.py for the layout")
+        raise UserError(
+            f"{golden} holds no recordings; see the docstring of harness/parity.py for the layout"
+        )
     print(f"{rows} rows, {failed} disagree" if failed else f"{rows} rows, all agree")
     return 1 if failed else 0
 
@@ -114,7 +119,9 @@ def _line(row: Row) -> str:
     return f"{row.method:12} {row.label:>10} {row.sample:5}   {row.alone}   {row.batched}{verdict}"
 
 
-def check(model, inputs: Mapping[int, Sample], method: str, vectors: Mapping[str, torch.Tensor]) -> Iterator[Row | str]:
+def check(
+    model, inputs: Mapping[int, Sample], method: str, vectors: Mapping[str, torch.Tensor]
+) -> Iterator[Row | str]:
     """Rows of one method's recordings; a line of text for a label that cannot be read."""
     recorded: dict[str, list[int]] = {}
     for key in vectors:
@@ -130,7 +137,9 @@ def check(model, inputs: Mapping[int, Sample], method: str, vectors: Mapping[str
         samples = sorted(recorded[label])
         missing = [i for i in samples if i not in inputs]
         if missing:
-            raise UserError(f"{method}: recordings of {label} refer to input {missing[0]}, which inputs.safetensors lacks")
+            raise UserError(
+                f"{method}: recordings of {label} refer to input {missing[0]}, which inputs.safetensors lacks"
+            )
         together = _run(model, setting, [inputs[i] for i in samples], vectors, samples)
         for i, batched in zip(samples, together):
             (alone,) = _run(model, setting, [inputs[i]], vectors, [i])
@@ -175,11 +184,15 @@ def _run(model, setting: Setting, samples: list[Sample], vectors, numbers: list[
     ]
 
 
-def _compare(vectors, name: str, kept: list[torch.Tensor], tokens: torch.Tensor, logits: torch.Tensor) -> Agreement:
+def _compare(
+    vectors, name: str, kept: list[torch.Tensor], tokens: torch.Tensor, logits: torch.Tensor
+) -> Agreement:
     import torch
 
     stages = sorted(
-        (int(found[1]), key) for key in vectors if (found := re.fullmatch(rf"kept\.{re.escape(name)}\.layer(\d+)", key))
+        (int(found[1]), key)
+        for key in vectors
+        if (found := re.fullmatch(rf"kept\.{re.escape(name)}\.layer(\d+)", key))
     )
     expected = [vectors[key] for _, key in stages]
     last = vectors.get(f"kept.{name}")
@@ -200,12 +213,18 @@ def left_padded(samples: list[Sample], image_token: int, places: int) -> dict[st
     width = max(map(len, prompts))
     ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0)) for p in prompts])
     mask = torch.stack([(torch.arange(width) >= width - len(p)).long() for p in prompts])
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.stack([s.pixels for s in samples])}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_values": torch.stack([s.pixels for s in samples]),
+    }
 
 
 def _method_folders(golden: Path, methods: Iterable[str] | None) -> list[str]:
     if not golden.is_dir():
-        raise UserError(f"no recordings: {golden} is not a folder; name one with model/, inputs.safetensors and methods")
+        raise UserError(
+            f"no recordings: {golden} is not a folder; name one with model/, inputs.safetensors and methods"
+        )
     found = sorted(p.parent.name for p in golden.glob("*/vectors.safetensors"))
     wanted = found if methods is None else list(methods)
     for name in wanted:
@@ -226,7 +245,8 @@ def load_inputs(golden: Path) -> dict[int, Sample]:
     numbers = [int(key.split(".")[1]) for key in tensors if re.fullmatch(r"pixel_values\.\d+", key)]
     try:
         return {
-            i: Sample(tensors[f"pixel_values.{i}"], tensors[f"ids_before.{i}"], tensors[f"ids_after.{i}"]) for i in numbers
+            i: Sample(tensors[f"pixel_values.{i}"], tensors[f"ids_before.{i}"], tensors[f"ids_after.{i}"])
+            for i in numbers
         }
     except KeyError as error:
         raise UserError(f"{golden / 'inputs.safetensors'} lacks {error}") from error

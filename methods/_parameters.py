@@ -1,4 +1,4 @@
-"""Method settings as text: parsing `k=3,schedule=average` and checking values against a dataclass's annotations."""
+"""Method settings as text: parsing `k=3,schedule=average`, and checking values against annotations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from harness.errors import UserError
 
 
 def parse(text: str) -> dict[str, object]:
-    """`"k=3,schedule=average"` -> {"k": 3, "schedule": "average"}. Raises UserError for a piece that is no pair."""
+    """`"k=3,schedule=average"` -> {"k": 3, "schedule": "average"}. Raises UserError for a piece that is no
+    pair."""
     settings: dict[str, object] = {}
     for piece in filter(None, (p.strip() for p in text.split(","))):
         key, equals, value = (part.strip() for part in piece.partition("="))
@@ -33,7 +34,7 @@ def _value(text: str) -> object:
 
 
 def problem_with(value: object, hint: object) -> str | None:
-    """Why `value` does not fit the annotation `hint` (a class, Literal, or a union of these), or None if it does."""
+    """Why `value` does not fit the annotation `hint` (class, Literal, union of these); None if it does."""
     return None if _fits(value, hint) else f"is {value!r}; it takes {_words(hint)}"
 
 

@@ -1,9 +1,10 @@
-"""What a pruning method is: a dataclass with settings, a statement of where it acts and what it reads, and a pure
-function over tensors that names the visual tokens to keep.
+"""What a pruning method is: settings, where it acts and what it reads, and a pure function over tensors that
+names the visual tokens to keep.
 
 A method never touches the model. The engine (`backbones.engine`) gives it what it asked for, one image or one
-sample at a time, and applies the answer. Sizes in the docstrings: N visual tokens of an image (576 for LLaVA-1.5),
-d width of the vision tower, D width of the language model, H attention heads, V visual tokens present at a stage.
+sample at a time, and applies the answer. Sizes in the docstrings: N visual tokens of an image (576 for
+LLaVA-1.5), d width of the vision tower, D width of the language model, H attention heads, V visual tokens
+present at a stage.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ Positions = Literal["original", "renumbered"]
 
 @dataclass(frozen=True)
 class Signal:
-    """Something inside the vision tower that a method reads, at one encoder layer (negative counts from the end).
+    """Something inside the vision tower that a method reads, at an encoder layer (-1 is the last).
 
-    kind: `hidden` the layer's output, `queries` / `keys` / `values` the outputs of its linear maps (all [1 + N, d],
-    CLS first, heads side by side, bias included, not scaled), or `cls_query` the CLS row of `queries` [1, d].
+    kind: `hidden` the layer's output, `queries` / `keys` / `values` the outputs of its linear maps (all [1 +
+    N, d], CLS first, heads side by side, bias included, not scaled), or `cls_query` the CLS row of `queries`
+    [1, d].
     """
 
     kind: Literal["hidden", "queries", "keys", "values", "cls_query"]
@@ -43,9 +45,10 @@ def cls_attention(layer: int) -> tuple[Signal, Signal]:
 class ImageView:
     """One image, seen by the vision tower. Tensors are in the tower's dtype.
 
-    hidden: [1 + N, d] what the language model would get, CLS first, before the projector. grid: rows and columns
-    of patches (their product is N). heads: of the tower's attention. pixels: [3, h, w] as the processor made them.
-    text: [T, D] word embeddings of the prompt's text, in order, for methods with `reads_text`; None for others.
+    hidden: [1 + N, d] what the language model would get, CLS first, before the projector. grid: rows and
+    columns of patches (their product is N). heads: of the tower's attention. pixels: [3, h, w] as the
+    processor made them. text: [T, D] word embeddings of the prompt's text, in order, for methods with
+    `reads_text`; None for others.
     """
 
     hidden: Tensor
@@ -66,7 +69,7 @@ class ImageView:
         return self.signals[signal]
 
     def cls_attention(self, layer: int) -> Tensor:
-        """Attention of the CLS query over all tokens at an encoder layer, float32 [H, 1 + N]; each row sums to 1.
+        """Attention of the CLS query over all tokens at an encoder layer, float32 [H, 1 + N], rows sum to 1.
 
         Equal to row 0 of the layer's attention maps, from one query row instead of the (1 + N)^2 map.
         """
@@ -80,11 +83,11 @@ class ImageView:
 class Selection:
     """What is left of one image (before the language model) or one sample (at one of its layers).
 
-    kept: int64 [n], in the order in which the language model shall read them: indices among the visual tokens that
-    were offered. With `tokens` given, negative entries may name tokens the method made itself (CLS, clusters,
-    padding; the method's docstring says which); they only show up in `Trace.kept`.
-    tokens: [n, d] (or [n, D] at a layer) new values of all n tokens; None: the offered tokens `kept`, unchanged.
-    projected: `tokens` are in the language model's space already, [n, D]; the projector is not applied to them.
+    kept: int64 [n], in the order in which the language model shall read them: indices among the visual tokens
+    that were offered. With `tokens` given, negative entries may name tokens the method made itself (CLS,
+    clusters, padding; the method's docstring says which); they only show up in `Trace.kept`. tokens: [n, d]
+    (or [n, D] at a layer) new values of all n tokens; None: the offered tokens `kept`, unchanged. projected:
+    `tokens` are in the language model's space already, [n, D]; the projector is not applied to them.
     """
 
     kept: Tensor
@@ -104,9 +107,10 @@ class PromptView:
 class StageView:
     """One sample's visual tokens at a stage inside the language model.
 
-    attention: float32 [H, R, V], the rows the stage asked for, restricted to the V visual tokens (each full row
-    sums to 1 over the whole sequence). kept: int64 [V], which token of the image each is (see `Selection.kept`).
-    total: visual tokens of the sample at the language model's input. images: number of images among them.
+    attention: float32 [H, R, V], the rows the stage asked for, restricted to the V visual tokens (each full
+    row sums to 1 over the whole sequence). kept: int64 [V], which token of the image each is (see
+    `Selection.kept`). total: visual tokens of the sample at the language model's input. images: number of
+    images among them.
     """
 
     attention: Tensor | None
@@ -127,11 +131,11 @@ class Stage:
     """A cut on entry of one decoder layer.
 
     layer: 0-based, 1 to L - 1; layers 0..layer-1 have run when `select` is called.
-    attention: whose attention rows `StageView.attention` holds: `previous` those of layer - 1 as it computed them,
-    `own` those that `layer` would compute if nothing were cut, None if the method reads none.
-    rows: query rows as offsets from the sequence's end (int64 [R], -1 is the last token), chosen once a sample at
-    the language model's input; None: the last token.
-    positions: whether survivors keep their rotary positions or all tokens are numbered 0, 1, 2, ... anew.
+    attention: whose attention rows `StageView.attention` holds: `previous` those of layer - 1 as it computed
+    them, `own` those that `layer` would compute if nothing were cut, None if the method reads none. rows:
+    query rows as offsets from the sequence's end (int64 [R], -1 is the last token), chosen once a sample at
+    the language model's input; None: the last token. positions: whether survivors keep their rotary positions
+    or all tokens are numbered 0, 1, 2, ... anew.
     """
 
     layer: int
@@ -143,8 +147,8 @@ class Stage:
 
 @dataclass
 class Pruner:
-    """Base class. A method is a dataclass whose fields are its settings, with docstring, `name`, and `select` (acts
-    before the language model) and / or `stages` (acts inside it).
+    """Base class. A method is a dataclass whose fields are its settings, with docstring, `name`, and `select`
+    (acts before the language model) and / or `stages` (acts inside it).
 
     budget: visual tokens to keep of an image; a float below 1 is a fraction of them; None prunes nothing.
     Use on any supported model: `with FastV(budget=64)(model) as trace: model.generate(**inputs)`.
@@ -203,7 +207,7 @@ class Pruner:
         return self.acts and (own.select is not Pruner.select or own.select_all is not Pruner.select_all)
 
     def count(self, visual_tokens: int) -> int:
-        """The budget as a number of an image's `visual_tokens`. Raises UserError if it is not between 1 and all."""
+        """The budget as a number of an image's `visual_tokens`. Raises UserError unless it is 1 to all."""
         if self.budget is None:
             return visual_tokens
         fraction = isinstance(self.budget, float)
@@ -217,7 +221,7 @@ class Pruner:
         return n
 
     def validate(self, visual_tokens: int, layers: int) -> None:
-        """Raises UserError unless the settings suit a model with so many visual tokens an image and layers."""
+        """Raises UserError unless the settings suit a model of so many visual tokens an image and layers."""
         if not self.acts:
             return
         self.count(visual_tokens)
@@ -230,7 +234,7 @@ class Pruner:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "budget"}
 
     def __call__(self, model: torch.nn.Module):
-        """Context manager that puts the method on `model` (its Hugging Face class is unchanged) and gives a Trace.
+        """Context manager that puts the method on `model` (its Hugging Face class unchanged); gives a Trace.
 
         Raises UserError if the model's family is not supported or the settings do not suit it.
         """

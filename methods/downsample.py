@@ -33,20 +33,19 @@ class Downsample(Pruner):
 
 
 def largest_raster(grid: tuple[int, int], n: int) -> tuple[int, int]:
-    """(rows, columns) within `grid` with the largest product that is at most n; of several, the one nearest to
-    the grid's own shape. No side is more than MAX_ASPECT times as long as that shape would make it.
+    """(rows, columns) within `grid` with the largest product that is at most n; of several, the one nearest
+    to the grid's own shape, then the wider one. The ratio of the sides is at most MAX_ASPECT times off that
+    shape.
 
-    For 24 x 24: 192 -> 12 x 16, 128 -> 8 x 16, 64 -> 8 x 8; for a number that makes no raster fewer (127 -> 9 x 14).
+    For 24 x 24: 192 -> 12 x 16, 128 -> 8 x 16, 64 -> 8 x 8; for a number that makes no raster fewer (127 -> 9
+    x 14).
     """
     shape = grid[0] / grid[1]
-    best = (0, 0.0, (1, 1))
-    for rows in range(1, grid[0] + 1):
-        columns = min(grid[1], n // rows)
-        if columns == 0:
-            break
+    best = (0, 0.0, 0, (1, 1))
+    for rows in range(1, min(grid[0], n) + 1):
+        columns = min(grid[1], n // rows, int(MAX_ASPECT * rows / shape) or 1)
         aspect = rows / columns / shape
-        stretch = max(aspect, 1 / aspect)
-        # rounding in n // rows can make a raster narrower than it need be; the search over rows finds the better one
-        if stretch <= MAX_ASPECT or rows * columns == 1:
-            best = max(best, (rows * columns, -stretch, (rows, columns)))
-    return best[2]
+        stretch = round(max(aspect, 1 / aspect), 9)  # so that a raster and its transpose tie
+        if stretch <= MAX_ASPECT:
+            best = max(best, (rows * columns, -stretch, columns, (rows, columns)))
+    return best[-1]

@@ -17,15 +17,15 @@ from methods.registry import register
 class FastV(Pruner):
     """FastV: after K decoder layers, drop the visual tokens that the prompt's last token attended to least.
 
-    k: decoder layers that see all visual tokens (released: 2 in the paper's scripts, 3 in the lmms-eval drop-in).
-    kept: tokens left after the cut, whatever the budget. schedule: what the budget means if `kept` is not given:
-    `kept` b tokens are left after layer k; `average` b is the mean over the layers' inputs, so that
-    n = (L b - k N) / (L - k), rounded (K = 2, 32 layers: 166 / 98 / 30 for 192 / 128 / 64).
+    k: decoder layers that see all visual tokens (released: 2 in the paper's scripts, 3 in the lmms-eval
+    drop-in). kept: tokens left after the cut, whatever the budget. schedule: what the budget means if `kept`
+    is not given: `kept` b tokens are left after layer k; `average` b is the mean over the layers' inputs, so
+    that n = (L b - k N) / (L - k), rounded (K = 2, 32 layers: 166 / 98 / 30 for 192 / 128 / 64).
 
-    Released code followed (pkunlp-icler/FastV d165972): last query row only (the paper speaks of the attention
-    received from all tokens), mean over heads, raster order and original positions kept, the choice made in
-    prefill stays in decode (their "static" cache). Deviations: scores in float32; every sample of a batch is
-    ranked by its own row (theirs ranks all by the first).
+    Released code followed (pkunlp-icler/FastV d165972): last query row only (the paper speaks of the
+    attention received from all tokens), mean over heads, raster order and original positions kept, the choice
+    made in prefill stays in decode (their "static" cache). Deviations: scores in float32; every sample of a
+    batch is ranked by its own row (theirs ranks all by the first).
     """
 
     name: ClassVar[str] = "fastv"
@@ -42,16 +42,19 @@ class FastV(Pruner):
         return [Stage(self.k, lambda sample: Selection(most_attended(sample.attention, n * sample.images)))]
 
     def tokens_after_cut(self, visual_tokens: int, layers: int) -> int:
-        """Visual tokens of an image left after layer k. Raises UserError if the settings leave none or too many."""
+        """Visual tokens of an image left after layer k. Raises UserError if the settings leave none or too
+        many."""
         if not 1 <= self.k < layers:
-            raise UserError(f"fastv: k={self.k} must lie between 1 and {layers - 1} for a model of {layers} layers")
+            raise UserError(
+                f"fastv: k={self.k} must lie between 1 and {layers - 1} for a model of {layers} layers"
+            )
         n = self.kept if self.kept is not None else self.count(visual_tokens)
         if self.kept is None and self.schedule == "average":
             n = round((layers * n - self.k * visual_tokens) / (layers - self.k))
         if not 1 <= n <= visual_tokens:
             raise UserError(
-                f"fastv: {self.parameters()} with budget {self.budget} leaves {n} of {visual_tokens} visual tokens "
-                f"after layer {self.k} of {layers}; choose kept= or a budget that leaves at least 1"
+                f"fastv: {self.parameters()} with budget {self.budget} leaves {n} of {visual_tokens} visual "
+                f"tokens after layer {self.k} of {layers}; choose kept= or a budget that leaves at least 1"
             )
         return n
 

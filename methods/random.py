@@ -15,7 +15,8 @@ from methods.registry import register
 @register
 @dataclass
 class Random(Pruner):
-    """Control: b visual tokens drawn uniformly without replacement, in raster order, before the language model.
+    """Control: b visual tokens drawn uniformly without replacement, in raster order, before the language
+    model.
 
     The draw depends on the image's pixels and the seed alone: the same for every question on an image, at any
     batch size, and for all budgets nested (the tokens at 64 are among those at 128).
@@ -25,7 +26,9 @@ class Random(Pruner):
     seed: int = 0
 
     def select(self, image: ImageView) -> Selection:
-        kept = random_subset(image.features.shape[0], self.count(image.features.shape[0]), self._seed_of(image))
+        kept = random_subset(
+            image.features.shape[0], self.count(image.features.shape[0]), self._seed_of(image)
+        )
         return Selection(kept.to(image.features.device))
 
     def _seed_of(self, image: ImageView) -> int:

@@ -32,13 +32,16 @@ def register(cls: P) -> P:
         raise UserError(f"{where}: give it a class attribute `name` and the decorator @dataclass")
     other = _registered.get(cls.name, cls)
     if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise UserError(f"two methods are named {cls.name}: {where} and {other.__module__}.{other.__qualname__}")
+        raise UserError(
+            f"two methods are named {cls.name}: {where} and {other.__module__}.{other.__qualname__}"
+        )
     _registered[cls.name] = cls
     return cls
 
 
 def available() -> dict[str, type[Pruner]]:
-    """All methods by name: vanilla first, then in alphabetical order. Raises UserError for a broken plug-in."""
+    """All methods by name: vanilla first, then in alphabetical order. Raises UserError for a broken
+    plug-in."""
     _import_own()
     for point in importlib.metadata.entry_points(group=GROUP):
         try:
@@ -46,7 +49,8 @@ def available() -> dict[str, type[Pruner]]:
         except Exception as error:
             package = point.dist.name if point.dist else point.value
             raise UserError(
-                f"pruner plug-in {point.name} of package {package} cannot be loaded ({error}); fix or uninstall it"
+                f"pruner plug-in {point.name} of package {package} cannot be loaded ({error}); "
+                "fix or uninstall it"
             ) from error
         register(cls)
     return dict(sorted(_registered.items(), key=lambda item: (item[0] != "vanilla", item[0])))
@@ -64,7 +68,8 @@ def _import_own() -> None:
 def build(spec: str, budget: int | float | None = None) -> Pruner:
     """`build("fastv:k=3,schedule=average", budget=64)`.
 
-    Raises UserError for an unknown method or parameter (it lists the known ones), or a value that does not fit.
+    Raises UserError for an unknown method or parameter (it lists the known ones), or a value that does not
+    fit.
     """
     name, _, text = spec.partition(":")
     methods = available()

@@ -25,8 +25,8 @@ class Uniform(Pruner):
 def even_grid(grid: tuple[int, int], n: int) -> torch.Tensor:
     """n distinct indices into a raster of `grid` (rows, columns), ascending int64 [n], as evenly as n allows.
 
-    About sqrt(n) rows (as the raster's shape has it), at the middles of equal bands; the n tokens are dealt to
-    these rows in numbers that differ by at most one, each at the middles of equal stretches of its row.
+    About sqrt(n) rows (as the raster's shape has it), at the middles of equal bands; the n tokens are dealt
+    to these rows in numbers that differ by at most one, each at the middles of equal stretches of its row.
     """
     rows, columns = grid
     lines = max(round((n * rows / columns) ** 0.5), -(-n // columns), 1)

@@ -12,7 +12,8 @@ from methods.registry import register
 @register
 @dataclass
 class Vanilla(Pruner):
-    """All visual tokens, the reference of every ratio. A budget is ignored; the per-layer counts are traced."""
+    """All visual tokens, the reference of every ratio. A budget is ignored; the per-layer counts are
+    traced."""
 
     name: ClassVar[str] = "vanilla"
 

@@ -25,13 +25,14 @@ class VisionZip(Pruner):
     """VisionZip: keep what CLS attends to most (dominant), merge the rest into a few contextual tokens.
 
     contextual: number of contextual tokens; left out, b / 6.4, rounded (30 / 20 / 10 for 192 / 128 / 64, the
-    authors' ratio; only 54 + 10 stands in their repository). The others of the b tokens are dominant, CLS one of
-    them. `Trace.kept`: -1 for CLS, then the dominant patches, then the contextual tokens' targets.
+    authors' ratio; only 54 + 10 stands in their repository). The others of the b tokens are dominant, CLS one
+    of them. `Trace.kept`: -1 for CLS, then the dominant patches, then the contextual tokens' targets.
 
-    Released code followed (dvlab-research/VisionZip 3151f6d): CLS itself enters the language model, contextual
-    tokens are target + mean of the merged (a sum, not the group's average), positions are renumbered, merging
-    precedes the projector. Deviations: scores in float32 and from the CLS row alone; second-to-last layer of a
-    tower of any depth (theirs is hard-coded for 24). A budget of 1 keeps CLS alone, 2 or 3 have no contextual token.
+    Released code followed (dvlab-research/VisionZip 3151f6d): CLS itself enters the language model,
+    contextual tokens are target + mean of the merged (a sum, not the group's average), positions are
+    renumbered, merging precedes the projector. Deviations: scores in float32 and from the CLS row alone;
+    second-to-last layer of a tower of any depth (theirs is hard-coded for 24). A budget of 1 keeps CLS alone,
+    2 or 3 have no contextual token.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -43,7 +44,9 @@ class VisionZip(Pruner):
         budget = self.count(visual_tokens)
         contextual = round(budget * CONTEXTUAL_SHARE) if self.contextual is None else self.contextual
         if not 0 <= contextual < budget:
-            raise UserError(f"visionzip: contextual={contextual} must lie between 0 and {budget - 1} (budget - 1)")
+            raise UserError(
+                f"visionzip: contextual={contextual} must lie between 0 and {budget - 1} (budget - 1)"
+            )
         return budget - contextual, contextual
 
     def validate(self, visual_tokens: int, layers: int) -> None:

@@ -1,6 +1,7 @@
-"""Assemble the trained parts into a checkpoint folder that AutoProcessor / AutoModelForImageTextToText load offline.
+"""Assemble the trained parts into a checkpoint folder that AutoProcessor / AutoModelForImageTextToText load
+offline.
 
-    python -m backbones.pocket.export
+python -m backbones.pocket.export
 """
 
 from __future__ import annotations
@@ -28,13 +29,20 @@ def export(build: Path, target: Path) -> Path:
     """
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, build / "vision" / "tower.safetensors")
-    parts = {"projector": model.model.multi_modal_projector, "language": model.model.language_model, "head": model.lm_head}
+    parts = {
+        "projector": model.model.multi_modal_projector,
+        "language": model.model.language_model,
+        "head": model.lm_head,
+    }
     for name, module in parts.items():
         module.load_state_dict(load_file(build / "language" / f"{name}.safetensors"))
     size = VISION["image_size"]
     processor = LlavaProcessor(
         CLIPImageProcessor(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=PIXEL_MEAN, image_std=PIXEL_STD
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_mean=PIXEL_MEAN,
+            image_std=PIXEL_STD,
         ),
         tokenizer,
         patch_size=VISION["patch_size"],
@@ -43,7 +51,10 @@ def export(build: Path, target: Path) -> Path:
         chat_template=CHAT_TEMPLATE,
     )
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=16
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=16,
     )
     model.to(torch.float16).save_pretrained(target)
     processor.save_pretrained(target)

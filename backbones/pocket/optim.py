@@ -17,9 +17,9 @@ from torch import nn
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised by Newton-Schulz iterations (Jordan et al., 2024), in float32.
 
-    `torch.optim.Muon` iterates in bfloat16, which is some 20 times slower than float32 on a CPU without native
-    bfloat16; equal shapes are also stacked here into one batched product. The step is scaled so that an AdamW
-    learning rate fits (0.2 sqrt(max(rows, columns))).
+    `torch.optim.Muon` iterates in bfloat16, which is some 20 times slower than float32 on a CPU without
+    native bfloat16; equal shapes are also stacked here into one batched product. The step is scaled so that
+    an AdamW learning rate fits (0.2 sqrt(max(rows, columns))).
     """
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -62,7 +62,7 @@ class Optimiser:
     Muon gets further per sample on matrices this small, which is what counts on two CPU cores.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], lr: float, hidden: tuple[str, ...]) -> None:
+    def __init__(self, modules: dict[str, nn.Module], lr: float, hidden: tuple[str, ...], other_lr: float = 2e-3) -> None:
         matrices, others = [], []
         for module in modules.values():
             for name, parameter in module.named_parameters():
@@ -70,19 +70,23 @@ class Optimiser:
                     is_hidden = parameter.ndim == 2 and any(part in name for part in hidden)
                     (matrices if is_hidden else others).append(parameter)
         self.parameters = matrices + others
-        self.lr = lr
+        self.lrs = (lr, other_lr)
         self.optimisers = [
             Muon(matrices, lr=lr, weight_decay=0.02),
-            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+            torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
 
     def step(self, progress: float, warmup: float = 0.02) -> float:
         """Clip, update, clear; `progress` 0..1 sets the learning rate: linear warm-up, then cosine to 2 %."""
-        scale = min(1.0, progress / warmup) if progress < warmup else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        scale = (
+            min(1.0, progress / warmup)
+            if progress < warmup
+            else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        )
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimiser in self.optimisers:
+        for optimiser, lr in zip(self.optimisers, self.lrs):
             for group in optimiser.param_groups:
-                group["lr"] = self.lr * max(scale, 1e-3)
+                group["lr"] = lr * max(scale, 1e-3)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         return float(norm)
@@ -106,7 +110,9 @@ class Run:
         (self.folder / "state.json").write_text(json.dumps(self.state))
 
     def resume(self) -> bool:
-        """Load the weights and counters of an earlier run (not the optimiser's moments, which refill in ~100 steps)."""
+        """Load the weights and counters of an earlier run (not the optimiser's moments, which refill in ~100
+        steps).
+        """
         if not (self.folder / "state.json").exists():
             return False
         for name, module in self.modules.items():
@@ -115,14 +121,22 @@ class Run:
         return True
 
     def write(self, row: dict[str, float]) -> None:
-        row = {"step": self.state["step"], "samples": self.state["samples"], "seconds": round(self.state["seconds"], 1), **row}
+        row = {
+            "step": self.state["step"],
+            "samples": self.state["samples"],
+            "seconds": round(self.state["seconds"], 1),
+            **row,
+        }
         new = not self.log.exists()
         with self.log.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row), restval="")
             if new:
                 writer.writeheader()
             writer.writerow({k: (f"{v:.5g}" if isinstance(v, float) else v) for k, v in row.items()})
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+        print(
+            "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+            flush=True,
+        )
 
 
 class Clock:

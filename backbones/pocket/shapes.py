@@ -32,7 +32,9 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def llava_config(vocab_size: int, image_token_id: int, bos: int, eos: int, pad: int) -> LlavaConfig:
-    text = LlamaConfig(**LANGUAGE, vocab_size=vocab_size, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
+    text = LlamaConfig(
+        **LANGUAGE, vocab_size=vocab_size, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad
+    )
     return LlavaConfig(
         vision_config=vision_config(),
         text_config=text,

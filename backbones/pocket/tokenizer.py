@@ -1,7 +1,7 @@
 """pocket-llava's tokenizer: byte-level BPE whose merges make one token of every word our prompts use.
 
-Any text round-trips (256 bytes are the base alphabet). The benchmarks' constant instruction lines are single added
-tokens, so a prompt is some 15 tokens long, which is what makes training on two CPU cores feasible.
+Any text round-trips (256 bytes are the base alphabet). The benchmarks' constant instruction lines are single
+added tokens, so a prompt is some 15 tokens long, which is what makes training on two CPU cores feasible.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from harness.pocket8.scenes import sample_scene
 from harness.pocket8.vocabulary import CHINESE
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
-INSTRUCTIONS = (documents.SHORT_ANSWER, documents.LETTER_ANSWER, documents.LETTER_ANSWER_CN, " " + documents.OPTIONS_HEADER)
+INSTRUCTIONS = (
+    documents.SHORT_ANSWER,
+    documents.LETTER_ANSWER,
+    documents.LETTER_ANSWER_CN,
+    " " + documents.OPTIONS_HEADER,
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: "
@@ -28,8 +33,10 @@ PROMPT_HEAD = "USER: "
 PROMPT_TAIL = " ASSISTANT:"
 #: Constant pieces of the Chinese questions; Chinese has no spaces, so the pieces are taught one by one.
 CHINESE_PIECES = (
-    "是什么颜色", "的物体是什么形状", "是什么图案", "是什么大小", "在", "的左边还是右边", "的上面还是下面", "有多少个", "物体",
-    "？", "单词", "数字", "的单词", "的数字", "是什么", "图中写的是什么", "这个词", "指的是什么", "左边", "右边", "上面", "下面",
+    "是什么颜色", "的物体是什么形状", "是什么图案", "是什么大小", "在", "的左边还是右边",
+    "的上面还是下面", "有多少个", "物体",
+    "？", "单词", "数字", "的单词", "的数字", "是什么", "图中写的是什么", "这个词",
+    "指的是什么", "左边", "右边", "上面", "下面",
 )  # fmt: skip
 # Digits one by one; words with the space before them; Chinese and punctuation in runs.
 _SPLIT = Regex(r" ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]+|\s+")
@@ -54,7 +61,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Train the tokenizer (seconds, deterministic)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_SPLIT, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(_SPLIT, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -66,7 +76,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_fragments(), trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in INSTRUCTIONS])
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,

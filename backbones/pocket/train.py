@@ -1,6 +1,8 @@
-"""The whole recipe of pocket-llava: vision tower, then projector and language model, then the checkpoint folder.
+"""The whole recipe of pocket-llava: vision tower, then projector and language model, then the checkpoint
+folder.
 
-    python -m backbones.pocket.train                 # about an hour and a half on two CPU cores; resumes where it was
+    python -m backbones.pocket.train                 # about an hour and a half on two CPU cores; resumes
+    where it was
 
 Logs go to results/pocket-llava/training/, working files to build/pocket/.
 """
@@ -15,18 +17,30 @@ from backbones.pocket.export import CHECKPOINT, export
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vision-minutes", type=float, default=30)
-    parser.add_argument("--language-minutes", type=float, default=50)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vision-minutes", type=float, default=24)
+    parser.add_argument("--language-minutes", type=float, default=48)
     parser.add_argument("--build", type=Path, default=Path("build/pocket"))
     parser.add_argument("--target", type=Path, default=CHECKPOINT)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logs = Path("results/pocket-llava/training")
     vision, language = arguments.build / "vision", arguments.build / "language"
-    train_vision.train(vision, logs / "vision.csv", arguments.vision_minutes, batch=10, lr=2e-3, seed=arguments.seed)
+    train_vision.train(
+        vision, logs / "vision.csv", arguments.vision_minutes, batch=10, lr=2e-3, seed=arguments.seed
+    )
     tower = vision / "tower.safetensors"
-    train_language.train(language, tower, logs / "language.csv", arguments.language_minutes, batch=4, lr=2e-3, seed=arguments.seed)
+    train_language.train(
+        language,
+        tower,
+        logs / "language.csv",
+        arguments.language_minutes,
+        batch=4,
+        lr=5e-3,
+        seed=arguments.seed,
+    )
     print(export(arguments.build, arguments.target))
 
 

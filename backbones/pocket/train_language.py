@@ -1,16 +1,19 @@
-"""Stage 2: projector and language model learn to answer questions about a scene; the vision tower stays frozen.
+"""Stage 2: projector and language model learn to answer questions about a scene; the vision tower stays
+frozen.
 
-Many questions are packed behind one image. Each question sees the image and itself only, at the positions it has in a
-conversation of one turn, so a packed sequence trains exactly what is asked at evaluation. Scenes grow from few things
-to fourteen. For most of the training the language model is given only some visual tokens (all that lie on a thing and
-a random share of the background, at their original positions), which makes a step about three times cheaper; the
-last part gives it all 576, as at evaluation.
+Many questions are packed behind one image. Each question sees the image and itself only, at the positions it
+has in a conversation of one turn, so a packed sequence trains exactly what is asked at evaluation. Scenes
+grow from few things to fourteen. For most of the training the language model is given only some visual tokens
+(all that lie on a thing and a random share of the background, at their original positions), which makes a
+step about three times cheaper; the last part gives it all 576, as at evaluation.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,34 +27,48 @@ from backbones.pocket.optim import Clock, Optimiser, Run
 from backbones.pocket.shapes import llava_config
 from backbones.pocket.tokenizer import PROMPT_HEAD, PROMPT_TAIL, build_tokenizer
 from backbones.pocket.train_vision import hidden_states
-from backbones.pocket.vision_labels import NAMES, label_patches
+from backbones.pocket.vision_labels import NAMES, SIDE, label_patches
 from harness.pocket8 import documents
-from harness.pocket8.scenes import MAX_THINGS, render, sample_scene
+from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, TEXTURES, render, sample_scene
 
 IGNORE = -100
 VISUAL_TOKENS = 576
-SPARSE_UNTIL = 0.75
+SPARSE_UNTIL = 0.8
 BACKGROUND_KEPT = 40
-#: Questions a task an image in one pack; the tasks that are hardest to learn get more.
-QUESTIONS = {"gqa": 3, "mmbench_en": 2, "mmbench_cn": 2, "mme": 4, "pope": 2, "scienceqa": 2, "vqav2": 3, "textvqa": 2}
+#: Questions a task an image in one pack. First those that are answered in a word: the option letters need what
+#: these teach, and their prompts are three times as long.
+WORDS_FIRST = {"gqa": 5, "mme": 3, "pope": 2, "vqav2": 5, "textvqa": 4}
+QUESTIONS = {
+    "gqa": 3, "mmbench_en": 2, "mmbench_cn": 2, "mme": 4, "pope": 2, "scienceqa": 2, "vqav2": 3, "textvqa": 2,
+}  # fmt: skip
+WORDS_FIRST_UNTIL = 0.25
 #: Every image's features serve this many packs of fresh questions.
 PACKS = 2
 FULL_SCENES_FROM = 0.3
+#: Scenes whose patches align the projector.
+ALIGNMENT_SCENES = 480
 
 
 class Questions(IterableDataset):
     """Endless training scenes with packs of tokenised questions.
 
-    Yields (image uint8 [3, 336, 336], on_thing bool [576], packs): a pack is a list of (task, ids, target_ids).
-    `progress`, shared with the trainer, sets how many things a scene may hold.
+    Yields (image uint8 [3, 336, 336], on_thing bool [576], packs): a pack is a list of (task, ids,
+    target_ids). `progress`, shared with the trainer, sets how many things a scene may hold.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, start: int, progress: torch.Tensor) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, seed: int, start: int, progress: torch.Tensor
+    ) -> None:
         self.tokenizer, self.seed, self.start, self.progress = tokenizer, seed, start, progress
 
     def _encode(self, task: str, row: documents.Row) -> tuple[str, list[int], list[int]]:
-        ask = self.tokenizer.encode("\n" + documents.prompt(task, row) + PROMPT_TAIL, add_special_tokens=False)
-        reply = self.tokenizer.encode(" " + documents.target(task, row), add_special_tokens=False) + [self.tokenizer.eos_token_id]
+        ask = self.tokenizer.encode(
+            "\n" + documents.prompt(task, row) + PROMPT_TAIL, add_special_tokens=False
+        )
+        reply = [
+            *self.tokenizer.encode(" " + documents.target(task, row), add_special_tokens=False),
+            self.tokenizer.eos_token_id,
+        ]
         return task, ask + reply, [IGNORE] * len(ask) + reply
 
     def __iter__(self):
@@ -62,10 +79,11 @@ class Questions(IterableDataset):
             share = min(1.0, 0.2 + 0.8 * float(self.progress) / FULL_SCENES_FROM)
             scene = sample_scene("train", self.seed + 1, index, most=max(3, round(MAX_THINGS * share)))
             rng = np.random.default_rng([self.seed, index])
+            mix = WORDS_FIRST if float(self.progress) < WORDS_FIRST_UNTIL else QUESTIONS
             packs = []
             for _ in range(PACKS):
                 pack = []
-                for task, times in QUESTIONS.items():
+                for task, times in mix.items():
                     for _ in range(times):
                         rows = documents.MAKERS[task](scene, rng)
                         if rows:
@@ -77,8 +95,12 @@ class Questions(IterableDataset):
             index += step
 
 
-def collate_packs(packs: list, pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[list[str]]]:
-    """Packs of B images -> ids, targets, segment (1.. per question, 0 = padding), offset within its question: [B, M]."""
+def collate_packs(
+    packs: list, pad: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[list[str]]]:
+    """Packs of B images -> ids, targets, segment (1.. per question, 0 = padding), offset within its question:
+    [B, M].
+    """
     longest = max(sum(len(ids) for _, ids, _ in pack) for pack in packs)
     ids = torch.full((len(packs), longest), pad)
     targets = torch.full_like(ids, IGNORE)
@@ -94,13 +116,19 @@ def collate_packs(packs: list, pad: int) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def keep_some(on_thing: torch.Tensor) -> torch.Tensor:
-    """Indices [B, K], ascending, of all patches on things (of the fullest image) and some of the background."""
+    """Indices [B, K], ascending, of all patches on things, and some of the background."""
     k = min(on_thing.shape[1], int(on_thing.sum(1).max()) + BACKGROUND_KEPT)
     return (on_thing + torch.rand(on_thing.shape)).topk(k, 1).indices.sort(1).values
 
 
-def forward(model: LlavaForConditionalGeneration, head: torch.Tensor, features: torch.Tensor, keep: torch.Tensor | None, batch) -> tuple[torch.Tensor, dict]:
-    """Loss over the answers of packed questions, and per-task [right, asked] counts of first answer tokens."""
+def forward(
+    model: LlavaForConditionalGeneration,
+    head: torch.Tensor,
+    features: torch.Tensor,
+    keep: torch.Tensor | None,
+    batch,
+) -> tuple[torch.Tensor, dict]:
+    """Loss over the answers of packed questions, and [right, asked] a task of first answer tokens."""
     ids, targets, segment, offset, tasks = batch
     language = model.model.language_model
     rows, prefix = len(ids), len(head)
@@ -111,12 +139,18 @@ def forward(model: LlavaForConditionalGeneration, head: torch.Tensor, features: 
         visual = visual.gather(1, keep[..., None].expand(-1, -1, visual.shape[-1]))
     embed = language.embed_tokens
     x = torch.cat([embed(head).expand(rows, -1, -1), visual, embed(ids)], 1)
-    positions = torch.cat([torch.arange(prefix).expand(rows, -1), prefix + keep, prefix + VISUAL_TOKENS + offset], 1)
+    positions = torch.cat(
+        [torch.arange(prefix).expand(rows, -1), prefix + keep, prefix + VISUAL_TOKENS + offset], 1
+    )
     shared = prefix + keep.shape[1]
     group = torch.cat([torch.zeros(rows, shared, dtype=torch.long), segment], 1)
     is_shared = torch.arange(x.shape[1]) < shared
-    sees = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() & (is_shared[None, None] | (group[:, :, None] == group[:, None]))
-    hidden = language(inputs_embeds=x, attention_mask=sees[:, None], position_ids=positions, use_cache=False).last_hidden_state
+    sees = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() & (
+        is_shared[None, None] | (group[:, :, None] == group[:, None])
+    )
+    hidden = language(
+        inputs_embeds=x, attention_mask=sees[:, None], position_ids=positions, use_cache=False
+    ).last_hidden_state
     hidden = hidden[:, shared:-1]
     wanted = targets[:, 1:]
     answers = wanted != IGNORE
@@ -134,6 +168,7 @@ def forward(model: LlavaForConditionalGeneration, head: torch.Tensor, features: 
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, tower: Path) -> LlavaForConditionalGeneration:
+    """An untrained pocket-llava around the trained, frozen vision tower of stage 1."""
     config = llava_config(
         len(tokenizer),
         tokenizer.convert_tokens_to_ids("<image>"),
@@ -141,11 +176,90 @@ def build_model(tokenizer: PreTrainedTokenizerFast, tower: Path) -> LlavaForCond
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
     )
-    config.text_config.initializer_range = 0.04
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(load_file(tower))
     model.model.vision_tower.requires_grad_(False)
     return model
+
+
+def initialise(model: LlavaForConditionalGeneration) -> None:
+    """Start with queries equal to keys and heads that copy what they attend to, so that like finds like.
+
+    Only starting values, as in `train_vision.initialise`: everything is trained.
+    """
+    language = model.model.language_model
+    width = language.config.hidden_size
+    with torch.no_grad():
+        language.embed_tokens.weight.normal_(0, 0.5)
+        model.lm_head.weight.copy_(0.3 * language.embed_tokens.weight)
+        for layer in language.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            attention.k_proj.weight.normal_(0, width**-0.5)
+            attention.q_proj.weight.copy_(attention.k_proj.weight)
+            torch.nn.init.orthogonal_(attention.v_proj.weight)
+            attention.o_proj.weight.copy_(0.3 * attention.v_proj.weight.T)
+            for linear in (mlp.gate_proj, mlp.up_proj):
+                torch.nn.init.xavier_uniform_(linear.weight)
+            mlp.down_proj.weight.zero_()
+
+
+def align(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, seed: int) -> float:
+    """Teach the projector alone to put a patch where the words for its thing are in the embedding space.
+
+    A patch's target is the sum of the embeddings of its thing's name, colour, texture and size, and of a fixed
+    code of where the thing's centre lies. Returns the share of the targets' variance that is explained.
+    """
+    embeddings = model.model.language_model.embed_tokens.weight.detach()
+
+    def table(words: Sequence[str]) -> torch.Tensor:
+        ids = [tokenizer.encode(f" {word}", add_special_tokens=False)[-1] for word in words]
+        return torch.cat([embeddings[ids], embeddings.new_zeros(1, embeddings.shape[1])])
+
+    tables = {
+        "name": table(NAMES),
+        "colour": table(tuple(COLOURS)),
+        "texture": table(TEXTURES),
+        "size": table(SIZES),
+    }
+    generator = torch.Generator().manual_seed(seed)
+    waves = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    code = torch.randn(4 * len(waves), embeddings.shape[1], generator=generator) * 0.25
+    inputs, targets = [], []
+    for first in range(0, ALIGNMENT_SCENES, 16):
+        scenes = [sample_scene("train", seed + 2, first + i, fewest=4) for i in range(16)]
+        images = torch.stack(
+            [torch.from_numpy(np.asarray(render(s)).transpose(2, 0, 1).copy()) for s in scenes]
+        )
+        with torch.no_grad():
+            features = hidden_states(model.model.vision_tower, images, None)[0][:, 1:]
+        for scene, feature in zip(scenes, features):
+            labels = {k: torch.as_tensor(v) for k, v in label_patches(scene).items()}
+            on_thing = labels["name"] != len(NAMES)
+            rows, columns = (
+                torch.arange(SIDE * SIDE)[on_thing] // SIDE,
+                torch.arange(SIDE * SIDE)[on_thing] % SIDE,
+            )
+            centre = (labels["offset"][on_thing] + torch.stack([columns, rows], 1) + 0.5) / SIDE
+            angles = math.pi * centre[..., None] * waves
+            target = torch.cat([angles.sin(), angles.cos()], -1).flatten(1) @ code
+            for key, vectors in tables.items():
+                target += vectors[labels[key][on_thing].clamp(min=-1)]
+            inputs.append(feature[on_thing])
+            targets.append(target)
+    x, y = torch.cat(inputs), torch.cat(targets)
+    projector = model.model.multi_modal_projector
+    torch.nn.init.xavier_uniform_(projector.linear_1.weight, gain=float(x.square().mean()) ** -0.5)
+    optimiser = torch.optim.AdamW(projector.parameters(), lr=3e-3)
+    steps = 600
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (2048,), generator=generator)
+        loss = F.mse_loss(projector(x[rows]), y[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return 1 - float(loss.detach() / y.var(0).mean())
 
 
 def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: float, seed: int) -> None:
@@ -153,22 +267,32 @@ def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: 
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, tower)
-    modules = {"projector": model.model.multi_modal_projector, "language": model.model.language_model, "head": model.lm_head}
+    modules = {
+        "projector": model.model.multi_modal_projector,
+        "language": model.model.language_model,
+        "head": model.lm_head,
+    }
     run = Run(folder, modules, log)
-    run.resume()
+    if not run.resume():
+        initialise(model)
+        print(f"projector aligned: {align(model, tokenizer, seed):.3f} of the variance explained", flush=True)
     optimiser = Optimiser(modules, lr, hidden=("self_attn", "mlp", "linear_2"))
     progress = torch.zeros(()).share_memory_()
     progress.fill_(run.state["seconds"] / (60 * minutes))
     group = 4 * batch
     data = Questions(tokenizer, seed, run.state["samples"], progress)
-    loader = DataLoader(data, batch_size=group, num_workers=1, prefetch_factor=1, collate_fn=lambda items: items)
+    loader = DataLoader(
+        data, batch_size=group, num_workers=1, prefetch_factor=1, collate_fn=lambda items: items
+    )
     head = torch.tensor(tokenizer.encode(PROMPT_HEAD))
     clock, mean = Clock(run), {}
     for items in loader:
         if float(progress) >= 1:
             break
         with torch.inference_mode():
-            features = hidden_states(model.model.vision_tower, torch.stack([i[0] for i in items]), None)[0][:, 1:]
+            features = hidden_states(model.model.vision_tower, torch.stack([i[0] for i in items]), None)[0][
+                :, 1:
+            ]
         features = features.clone()
         on_thing = torch.stack([i[1] for i in items])
         for p in range(PACKS):
@@ -182,7 +306,9 @@ def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: 
                 run.state["step"] += 1
                 clock.tick()
                 progress.fill_(run.state["seconds"] / (60 * minutes))
-                report = {"loss": float(loss.detach()), "grad_norm": norm} | {t: r / n for t, (r, n) in score.items()}
+                report = {"loss": float(loss.detach()), "grad_norm": norm} | {
+                    t: r / n for t, (r, n) in score.items()
+                }
                 for key, value in report.items():
                     mean[key] = 0.97 * mean.get(key, value) + 0.03 * value
                 if run.state["step"] % 50 == 0:
@@ -195,12 +321,19 @@ def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("build/pocket/language"), help="working folder (resumed if it holds a run)")
-    parser.add_argument("--tower", type=Path, default=Path("build/pocket/vision/tower.safetensors"), help="stage 1's result")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build/pocket/language"),
+        help="working folder (resumed if it holds a run)",
+    )
+    parser.add_argument(
+        "--tower", type=Path, default=Path("build/pocket/vision/tower.safetensors"), help="stage 1's result"
+    )
     parser.add_argument("--log", type=Path, default=Path("results/pocket-llava/training/language.csv"))
     parser.add_argument("--minutes", type=float, default=55)
     parser.add_argument("--batch", type=int, default=4, help="images a step, each with about 20 questions")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     train(**vars(parser.parse_args()))
 

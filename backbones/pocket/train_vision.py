@@ -1,9 +1,11 @@
-"""Stage 1: the CLIP vision tower learns to say what each patch belongs to, and its CLS token what the image holds.
+"""Stage 1: the CLIP vision tower learns to say what each patch belongs to, and its CLS token what the image
+holds.
 
-The per-patch heads read the output of the layer LLaVA will read (the second to last), so those features carry what
-the thing is, its colour, texture, size and where its centre lies. The CLS heads read the pooled output as a caption
-would: which coloured shapes, words and digits there are, how many things, which background. So CLS must attend to
-the things, which is what methods that rank tokens by CLS attention rely on. All heads are thrown away afterwards.
+The per-patch heads read the output of the layer LLaVA will read (the second to last), so those features carry
+what the thing is, its colour, texture, size and where its centre lies. The CLS heads read the pooled output
+as a caption would: which coloured shapes, words and digits there are, how many things, which background. So
+CLS must attend to the things, which is what methods that rank tokens by CLS attention rely on. All heads are
+thrown away afterwards.
 
 Most of the time the tower sees only some of the patches (all that touch a thing plus a random share of the
 background), which makes a step about 2.5 times cheaper; the last part of the training sees all 576.
@@ -23,7 +25,16 @@ from transformers import CLIPVisionModel
 
 from backbones.pocket.optim import Clock, Optimiser, Run
 from backbones.pocket.shapes import FEATURE_LAYER, VISION, vision_config
-from backbones.pocket.vision_labels import IMAGE_CLASSES, NAMES, PATCH, PATCH_CLASSES, PRESENCE, SIDE, label_image, label_patches
+from backbones.pocket.vision_labels import (
+    IMAGE_CLASSES,
+    NAMES,
+    PATCH,
+    PATCH_CLASSES,
+    PRESENCE,
+    SIDE,
+    label_image,
+    label_patches,
+)
 from harness.pocket8.scenes import render, sample_scene
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -56,9 +67,11 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def initialise(tower: CLIPVisionModel) -> None:
-    """Start from smooth 2-D sinusoidal positions and from queries equal to keys, so that attention begins local.
+    """Start from smooth 2-D sinusoidal positions and from queries equal to keys, so that attention begins
+    local.
 
-    Both are only starting values (compare "mimetic initialisation", Trockman & Kolter 2023); everything is trained.
+    Both are only starting values (compare "mimetic initialisation", Trockman & Kolter 2023); everything is
+    trained.
     """
     width = VISION["hidden_size"]
     omega = torch.logspace(np.log10(1.6), np.log10(0.06), width // 4)
@@ -78,7 +91,9 @@ def initialise(tower: CLIPVisionModel) -> None:
                 nn.init.xavier_uniform_(linear.weight, gain=0.7)
 
 
-def hidden_states(tower: CLIPVisionModel, images: torch.Tensor, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def hidden_states(
+    tower: CLIPVisionModel, images: torch.Tensor, keep: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The feature layer's output [B, 1 + K, d] and the pooled CLS output [B, d], of the kept patches only.
 
     Args:
@@ -116,7 +131,9 @@ class Heads(nn.Module):
         self.presence = nn.Linear(width, PRESENCE)
         self.image = nn.ModuleDict({k: nn.Linear(width, n) for k, n in IMAGE_CLASSES.items()})
 
-    def forward(self, features: torch.Tensor, cls: torch.Tensor, labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    def forward(
+        self, features: torch.Tensor, cls: torch.Tensor, labels: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         """Sum of all losses, and the accuracies on patches that belong to a thing."""
         x = self.norm(features[:, 1:])
         report: dict[str, float] = {}
@@ -127,7 +144,9 @@ class Heads(nn.Module):
             if key in ("name", "colour"):
                 weight = torch.ones(logits.shape[-1])
                 weight[-1] = 0.3
-            loss = loss + (2.0 if key == "name" else 1.0) * F.cross_entropy(logits, target, weight=weight, ignore_index=-100)
+            loss = loss + (2.0 if key == "name" else 1.0) * F.cross_entropy(
+                logits, target, weight=weight, ignore_index=-100
+            )
             on_thing = labels["name"].flatten() != len(NAMES)
             valid = on_thing & (target >= 0)
             report[key] = float((logits.argmax(-1) == target)[valid].float().mean())
@@ -146,7 +165,7 @@ class Heads(nn.Module):
 
 
 def sparse(labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Patches to keep [B, K] (all on things in the fullest image, padded with background), and their labels."""
+    """Patches to keep [B, K] (all on things in the fullest image), and their labels."""
     on_thing = labels["name"] != len(NAMES)
     k = min(on_thing.shape[1], int(on_thing.sum(1).max()) + BACKGROUND_KEPT)
     keep = (on_thing + torch.rand(on_thing.shape)).topk(k, 1).indices
@@ -166,7 +185,9 @@ def train(folder: Path, log: Path, minutes: float, batch: int, lr: float, seed: 
     run = Run(folder, {"tower": tower, "heads": heads}, log)
     run.resume()
     optimiser = Optimiser(run.modules, lr, hidden=("self_attn", "mlp"))
-    loader = DataLoader(Scenes(seed, run.state["samples"]), batch_size=batch, num_workers=1, prefetch_factor=4)
+    loader = DataLoader(
+        Scenes(seed, run.state["samples"]), batch_size=batch, num_workers=1, prefetch_factor=4
+    )
     clock = Clock(run)
     mean: dict[str, float] = {}
     for images, labels in loader:
@@ -194,7 +215,12 @@ def train(folder: Path, log: Path, minutes: float, batch: int, lr: float, seed: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("build/pocket/vision"), help="working folder (resumed if it holds a run)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build/pocket/vision"),
+        help="working folder (resumed if it holds a run)",
+    )
     parser.add_argument("--log", type=Path, default=Path("results/pocket-llava/training/vision.csv"))
     parser.add_argument("--minutes", type=float, default=35)
     parser.add_argument("--batch", type=int, default=10)

@@ -1,10 +1,21 @@
-"""What the vision tower is taught in stage 1: a label a patch, and a caption-like label an image (for CLS)."""
+"""What the vision tower is taught in stage 1: labels of patches, and of the whole image for CLS."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from harness.pocket8.scenes import BACKGROUNDS, COLOURS, DIGITS, IMAGE_SIZE, MAX_THINGS, SHAPES, SIZES, TEXTURES, WORDS, Scene
+from harness.pocket8.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    DIGITS,
+    IMAGE_SIZE,
+    MAX_THINGS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    WORDS,
+    Scene,
+)
 
 PATCH = 14
 SIDE = IMAGE_SIZE // PATCH
@@ -15,7 +26,12 @@ IGNORE = -100
 MIN_COVER = 0.15
 
 #: Classes of each per-patch head; the last class of `name` and `colour` is "no thing here".
-PATCH_CLASSES = {"name": len(NAMES) + 1, "colour": len(COLOURS) + 1, "texture": len(TEXTURES), "size": len(SIZES)}
+PATCH_CLASSES = {
+    "name": len(NAMES) + 1,
+    "colour": len(COLOURS) + 1,
+    "texture": len(TEXTURES),
+    "size": len(SIZES),
+}
 #: CLS: presence of each (colour, shape), of each word or digit, the number of things, the background.
 PRESENCE = len(COLOURS) * len(SHAPES) + len(WORDS) + len(DIGITS)
 IMAGE_CLASSES = {"count": MAX_THINGS + 1, "background": len(BACKGROUNDS)}
@@ -28,8 +44,9 @@ def _overlap(start: int, length: int) -> np.ndarray:
 
 
 def label_patches(scene: Scene) -> dict[str, np.ndarray]:
-    """Per patch, row by row (576): class ids int64 for each of PATCH_CLASSES, and `offset` float32 [576, 2], the
-    vector (in patches) from the patch's centre to the centre of the thing it belongs to (NaN: no thing)."""
+    """Per patch, row by row (576): class ids int64 for each of PATCH_CLASSES, and `offset` float32 [576, 2],
+    the vector (in patches) from the patch's centre to the centre of the thing it belongs to (NaN: no thing).
+    """
     cover = np.full((SIDE, SIDE), MIN_COVER)
     owner = np.full((SIDE, SIDE), -1)
     for i, thing in enumerate(scene.things):

@@ -1,6 +1,6 @@
 """Writes Pocket-8 as parquet files in the schemas of the eight benchmarks.
 
-    python -m harness.pocket8.build            # into the cache folder that `ensure` uses
+python -m harness.pocket8.build            # into the cache folder that `ensure` uses
 """
 
 from __future__ import annotations
@@ -24,15 +24,41 @@ from .scenes import IMAGE_SIZE, Scene, render, sample_scene
 VERSION = 1
 SEED = 20261122
 SPLITS = ("eval", "calibration")
-#: Questions a task in the evaluation split (MMBench counts base questions, MME pairs); calibration has a quarter.
-QUESTIONS = {"gqa": 240, "mmbench_en": 120, "mmbench_cn": 120, "mme": 128, "pope": 240, "scienceqa": 240, "vqav2": 240, "textvqa": 240}
+#: Questions a task in the evaluation split (MMBench counts base questions, MME pairs); calibration has a
+#: quarter.
+QUESTIONS = {
+    "gqa": 240,
+    "mmbench_en": 120,
+    "mmbench_cn": 120,
+    "mme": 128,
+    "pope": 240,
+    "scienceqa": 240,
+    "vqav2": 240,
+    "textvqa": 240,
+}
 #: Documents drawn from one image, as the real sets do.
 PER_IMAGE = {"gqa": 2, "pope": 2, "vqav2": 2}
 #: Columns the task code does not read but the hub's files have.
 _EXTRA: dict[str, Row] = {
-    "gqa": dict(isBalanced=True, groups={"global": "", "local": ""}, entailed="", equivalent="", semanticStr=""),
-    "scienceqa": dict(task="closed choice", grade="grade2", subject="natural science", category="scenes", skill="look", lecture="", solution=""),
-    "textvqa": dict(image_width=IMAGE_SIZE, image_height=IMAGE_SIZE, flickr_original_url="", flickr_300k_url="", image_classes=["Scene"]),
+    "gqa": dict(
+        isBalanced=True, groups={"global": "", "local": ""}, entailed="", equivalent="", semanticStr=""
+    ),
+    "scienceqa": dict(
+        task="closed choice",
+        grade="grade2",
+        subject="natural science",
+        category="scenes",
+        skill="look",
+        lecture="",
+        solution="",
+    ),
+    "textvqa": dict(
+        image_width=IMAGE_SIZE,
+        image_height=IMAGE_SIZE,
+        flickr_original_url="",
+        flickr_300k_url="",
+        image_classes=["Scene"],
+    ),
 }
 
 
@@ -90,7 +116,9 @@ def _write(rows: list[Row], path: Path) -> None:
 
 
 def build(root: Path, progress: bool = True) -> Path:
-    """Draw and write every task and split below `root`, `<task>/<split>.parquet` (GQA: `_instructions`, `_images`)."""
+    """Draw and write every task and split below `root`, `<task>/<split>.parquet` (GQA: `_instructions`,
+    `_images`).
+    """
     import datasets
 
     datasets.disable_progress_bars()  # one bar over the files is enough
@@ -105,14 +133,19 @@ def build(root: Path, progress: bool = True) -> Path:
                 if name not in images:
                     images[name] = _png(scene, name)
                 for position, row in enumerate(group):
-                    identified = _identify(task, split, row, name, question, position) | row | _EXTRA.get(task, {})
+                    identified = (
+                        _identify(task, split, row, name, question, position) | row | _EXTRA.get(task, {})
+                    )
                     rows.append(identified if task == "gqa" else identified | {"image": images[name]})
             if task.startswith("mmbench"):
                 # The hub's files list all first rotations, then all second ones, ...
                 rows.sort(key=lambda r: r["index"])
             if task == "gqa":
                 _write(rows, folder / f"{split}_instructions.parquet")
-                _write([dict(id=name, image=image) for name, image in images.items()], folder / f"{split}_images.parquet")
+                _write(
+                    [dict(id=name, image=image) for name, image in images.items()],
+                    folder / f"{split}_images.parquet",
+                )
             else:
                 _write(rows, folder / f"{split}.parquet")
             bar.update()

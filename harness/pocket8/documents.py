@@ -1,7 +1,7 @@
 """Pocket-8's documents: a scene and a random generator in, rows in the schemas of the eight benchmarks out.
 
-Rows carry no image; `build` adds it. `prompt` is the text lmms-eval's own task code makes of a row (a test holds the
-two equal); the trainer uses it, so that it need not import lmms-eval.
+Rows carry no image; `build` adds it. `prompt` is the text lmms-eval's own task code makes of a row (a test
+holds the two equal); the trainer uses it, so that it need not import lmms-eval.
 """
 
 from __future__ import annotations
@@ -46,11 +46,17 @@ def _options(fact: Fact, rng: np.random.Generator) -> list[str]:
 
 
 def gqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
-    fact = _first(scene, rng, (facts.colour, facts.shape, facts.texture, facts.size, facts.relation, facts.relation))
+    fact = _first(
+        scene, rng, (facts.colour, facts.shape, facts.texture, facts.size, facts.relation, facts.relation)
+    )
     if fact is None:
         return []
     structural = "choose" if fact.topic in ("texture", "size", "relation") else "query"
-    types = {"structural": structural, "semantic": "rel" if fact.topic == "relation" else "attr", "detailed": fact.topic}
+    types = {
+        "structural": structural,
+        "semantic": "rel" if fact.topic == "relation" else "attr",
+        "detailed": fact.topic,
+    }
     return [dict(question=fact.question, answer=fact.answer, fullAnswer=fact.answer, types=types)]
 
 
@@ -68,7 +74,15 @@ def vqav2(scene: Scene, rng: np.random.Generator) -> list[Row]:
         question, answer, kind = fact.question, fact.answer, "number" if fact.topic == "count" else "other"
     answers = [dict(answer=answer, answer_confidence="yes", answer_id=i + 1) for i in range(10)]
     question_type = " ".join(question.split()[:2]).lower()
-    return [dict(question=question, answers=answers, multiple_choice_answer=answer, answer_type=kind, question_type=question_type)]
+    return [
+        dict(
+            question=question,
+            answers=answers,
+            multiple_choice_answer=answer,
+            answer_type=kind,
+            question_type=question_type,
+        )
+    ]
 
 
 def textvqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
@@ -77,7 +91,14 @@ def textvqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
         return []
     question = fact.question.lower()
     tokens = [t.name.upper() for t in scene.texts]
-    return [dict(question=question, question_tokens=question.rstrip("?").split(), answers=[fact.answer] * 10, ocr_tokens=tokens)]
+    return [
+        dict(
+            question=question,
+            question_tokens=question.rstrip("?").split(),
+            answers=[fact.answer] * 10,
+            ocr_tokens=tokens,
+        )
+    ]
 
 
 def pope(scene: Scene, rng: np.random.Generator) -> list[Row]:
@@ -93,11 +114,27 @@ def mme(scene: Scene, rng: np.random.Generator, category: str | None = None) -> 
     claim = CLAIMS[category](scene, rng)
     if claim is None:
         return []
-    return [dict(question=q + YES_NO, answer=a, category=category) for q, a in ((claim.true, "Yes"), (claim.false, "No"))]
+    return [
+        dict(question=q + YES_NO, answer=a, category=category)
+        for q, a in ((claim.true, "Yes"), (claim.false, "No"))
+    ]
 
 
-_CHOICE_FACTS = (facts.colour, facts.shape, facts.texture, facts.size, facts.relation, facts.count, facts.read_word, facts.category)
-_L2 = {"relation": "finegrained_perception (cross-instance)", "category": "logic_reasoning", "read_word": "finegrained_perception (instance-level)"}
+_CHOICE_FACTS = (
+    facts.colour,
+    facts.shape,
+    facts.texture,
+    facts.size,
+    facts.relation,
+    facts.count,
+    facts.read_word,
+    facts.category,
+)
+_L2 = {
+    "relation": "finegrained_perception (cross-instance)",
+    "category": "logic_reasoning",
+    "read_word": "finegrained_perception (instance-level)",
+}
 
 
 def mmbench(scene: Scene, rng: np.random.Generator, chinese: bool) -> list[Row]:
@@ -130,11 +167,31 @@ _HINTS = ("", "The image shows objects and written words.", "A scene with object
 
 
 def scienceqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
-    fact = _first(scene, rng, (facts.category, facts.category, facts.read_word, facts.read_digit, facts.count, facts.shape, facts.texture))
+    fact = _first(
+        scene,
+        rng,
+        (
+            facts.category,
+            facts.category,
+            facts.read_word,
+            facts.read_digit,
+            facts.count,
+            facts.shape,
+            facts.texture,
+        ),
+    )
     if fact is None:
         return []
     choices = _options(fact, rng)
-    return [dict(question=fact.question, choices=choices, answer=choices.index(fact.answer), hint=pick(rng, _HINTS), topic=fact.topic)]
+    return [
+        dict(
+            question=fact.question,
+            choices=choices,
+            answer=choices.index(fact.answer),
+            hint=pick(rng, _HINTS),
+            topic=fact.topic,
+        )
+    ]
 
 
 MAKERS: dict[str, Callable[[Scene, np.random.Generator], list[Row]]] = {
@@ -153,7 +210,9 @@ def prompt(task: str, row: Row) -> str:
     """The user's text for a row, as lmms-eval 0.7.3 words it with its default settings."""
     question = str(row["question"])
     if task.startswith("mmbench"):
-        options = "".join(f"{letter}. {row[letter]}\n" for letter in LETTERS if row[letter] != "nan").rstrip("\n")
+        options = "".join(f"{letter}. {row[letter]}\n" for letter in LETTERS if row[letter] != "nan").rstrip(
+            "\n"
+        )
         tail = LETTER_ANSWER_CN if task.endswith("cn") else LETTER_ANSWER
         return f"{question} {OPTIONS_HEADER}\n{options}\n{tail}"
     if task == "scienceqa":
@@ -173,4 +232,6 @@ def target(task: str, row: Row) -> str:
         return LETTERS[int(row["answer"])]
     if task in ("vqav2", "textvqa"):
         return str(row["multiple_choice_answer"] if task == "vqav2" else row["answers"][0])
-    return str(row["answer"])
+    return (
+        str(row["answer"]).lower() if task == "mme" else str(row["answer"])
+    )  # MME says Yes where POPE says yes

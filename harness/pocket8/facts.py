@@ -1,6 +1,8 @@
-"""True things one can ask about a scene, before any benchmark's wording: `Fact` and the samplers that find one.
+"""True things one can ask about a scene, before any benchmark's wording: `Fact` and the samplers that find
+one.
 
-Each sampler takes a scene and a random generator and returns a fact, or None where the scene has nothing to ask.
+Each sampler takes a scene and a random generator and returns a fact, or None where the scene has nothing to
+ask.
 """
 
 from __future__ import annotations
@@ -11,7 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import ANIMALS, COLOURS, DIGITS, FOODS, PLACES, SHAPES, SIZES, TEXTURES, TOOLS, WORDS, Scene, Thing
+from .scenes import (
+    ANIMALS,
+    COLOURS,
+    DIGITS,
+    FOODS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    TOOLS,
+    WORDS,
+    Scene,
+    Thing,
+)
 from .vocabulary import CHINESE
 
 CATEGORIES = {"animal": ANIMALS, "food": FOODS, "tool": TOOLS, "place": PLACES}
@@ -60,8 +75,16 @@ def _attribute(scene: Scene, rng: np.random.Generator, topic: str) -> Fact | Non
         return None
     thing, english, chinese = found
     if topic == "texture":
-        return Fact(topic, f"Is the {english} plain, striped or dotted?", f"{chinese}是什么图案？", thing.texture, TEXTURES)
-    return Fact(topic, f"Is the {english} small, medium or large?", f"{chinese}是什么大小？", thing.size, SIZES)
+        return Fact(
+            topic,
+            f"Is the {english} plain, striped or dotted?",
+            f"{chinese}是什么图案？",
+            thing.texture,
+            TEXTURES,
+        )
+    return Fact(
+        topic, f"Is the {english} small, medium or large?", f"{chinese}是什么大小？", thing.size, SIZES
+    )
 
 
 def texture(scene: Scene, rng: np.random.Generator) -> Fact | None:
@@ -77,7 +100,13 @@ def colour(scene: Scene, rng: np.random.Generator) -> Fact | None:
     thing = pick(rng, [t for t in scene.objects if shapes[t.name] == 1])
     if thing is None:
         return None
-    return Fact("colour", f"What color is the {thing.name}?", f"{CHINESE[thing.name]}是什么颜色？", thing.colour, tuple(COLOURS))
+    return Fact(
+        "colour",
+        f"What color is the {thing.name}?",
+        f"{CHINESE[thing.name]}是什么颜色？",
+        thing.colour,
+        tuple(COLOURS),
+    )
 
 
 def shape(scene: Scene, rng: np.random.Generator) -> Fact | None:
@@ -85,7 +114,13 @@ def shape(scene: Scene, rng: np.random.Generator) -> Fact | None:
     thing = pick(rng, [t for t in scene.objects if colours[t.colour] == 1])
     if thing is None:
         return None
-    return Fact("shape", f"What shape is the {thing.colour} object?", f"{CHINESE[thing.colour]}的物体是什么形状？", thing.name, SHAPES)
+    return Fact(
+        "shape",
+        f"What shape is the {thing.colour} object?",
+        f"{CHINESE[thing.colour]}的物体是什么形状？",
+        thing.name,
+        SHAPES,
+    )
 
 
 def relation(scene: Scene, rng: np.random.Generator) -> Fact | None:
@@ -97,11 +132,23 @@ def relation(scene: Scene, rng: np.random.Generator) -> Fact | None:
     sideways = abs(dx) >= CLEAR_GAP if abs(dx) > abs(dy) else False
     if sideways:
         question = f"Is the {first[1]} to the left or to the right of the {second[1]}?"
-        return Fact("relation", question, f"{first[2]}在{second[2]}的左边还是右边？", "left" if dx < 0 else "right", ("left", "right"))
+        return Fact(
+            "relation",
+            question,
+            f"{first[2]}在{second[2]}的左边还是右边？",
+            "left" if dx < 0 else "right",
+            ("left", "right"),
+        )
     if abs(dy) < CLEAR_GAP:
         return None
     question = f"Is the {first[1]} above or below the {second[1]}?"
-    return Fact("relation", question, f"{first[2]}在{second[2]}的上面还是下面？", "above" if dy < 0 else "below", ("above", "below"))
+    return Fact(
+        "relation",
+        question,
+        f"{first[2]}在{second[2]}的上面还是下面？",
+        "above" if dy < 0 else "below",
+        ("above", "below"),
+    )
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Fact | None:
@@ -139,7 +186,10 @@ def _read(scene: Scene, rng: np.random.Generator, kind: str, domain: tuple[str, 
     thing, _, chinese = found
     texts = [t for t in scene.texts if t.kind == kind]
     if len(texts) == 1 and rng.random() < 0.4:
-        question, chinese = f"What {kind} is written in the image?", f"图中写的是什么{'单词' if kind == 'word' else '数字'}？"
+        question, chinese = (
+            f"What {kind} is written in the image?",
+            f"图中写的是什么{'单词' if kind == 'word' else '数字'}？",
+        )
     else:
         question, chinese = f"What {kind} is written in {thing.colour}?", f"{chinese}是什么？"
     return Fact(f"read_{kind}", question, chinese, thing.name, domain)
@@ -159,7 +209,13 @@ def text_colour(scene: Scene, rng: np.random.Generator) -> Fact | None:
     if thing is None:
         return None
     chinese = CHINESE.get(thing.name, thing.name)
-    return Fact("text_colour", f"What color is the {thing.kind} {thing.name}?", f"{chinese}这个词是什么颜色？", thing.colour, tuple(COLOURS))
+    return Fact(
+        "text_colour",
+        f"What color is the {thing.kind} {thing.name}?",
+        f"{chinese}这个词是什么颜色？",
+        thing.colour,
+        tuple(COLOURS),
+    )
 
 
 def category(scene: Scene, rng: np.random.Generator) -> Fact | None:
@@ -167,7 +223,13 @@ def category(scene: Scene, rng: np.random.Generator) -> Fact | None:
     if found is None:
         return None
     thing, english, chinese = found
-    return Fact("category", f"What does the {english} name?", f"{chinese}指的是什么？", CATEGORY_OF[thing.name], tuple(CATEGORIES))
+    return Fact(
+        "category",
+        f"What does the {english} name?",
+        f"{chinese}指的是什么？",
+        CATEGORY_OF[thing.name],
+        tuple(CATEGORIES),
+    )
 
 
 @dataclass(frozen=True)
@@ -186,8 +248,9 @@ def _other(rng: np.random.Generator, domain, answer):
 
 
 def claim_existence(scene: Scene, rng: np.random.Generator, style: str = "random") -> Claim | None:
-    """"Is there a red star?": the false object is drawn at random, among the scene's shapes ("popular"), or from a
-    colour and a shape that are both there but not together ("adversarial")."""
+    """ "Is there a red star?": the false object is drawn at random, among the scene's shapes ("popular"), or
+    from a colour and a shape that are both there but not together ("adversarial").
+    """
     present = {(t.colour, t.name) for t in scene.objects}
     if not present:
         return None
@@ -206,7 +269,9 @@ def claim_colour(scene: Scene, rng: np.random.Generator) -> Claim | None:
     if fact is None:
         return None
     subject = fact.question.removeprefix("What color is ").removesuffix("?")
-    return Claim("color", f"Is {subject} {fact.answer}?", f"Is {subject} {_other(rng, fact.domain, fact.answer)}?")
+    return Claim(
+        "color", f"Is {subject} {fact.answer}?", f"Is {subject} {_other(rng, fact.domain, fact.answer)}?"
+    )
 
 
 def claim_count(scene: Scene, rng: np.random.Generator) -> Claim | None:
@@ -223,7 +288,9 @@ def claim_position(scene: Scene, rng: np.random.Generator) -> Claim | None:
     if fact is None:
         return None
     words = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
-    head, tail = fact.question.removesuffix("?").split(" to the left or to the right of " if fact.answer in ("left", "right") else " above or below ")
+    head, tail = fact.question.removesuffix("?").split(
+        " to the left or to the right of " if fact.answer in ("left", "right") else " above or below "
+    )
     wrong = _other(rng, fact.domain, fact.answer)
     return Claim("position", f"{head} {words[fact.answer]} {tail}?", f"{head} {words[wrong]} {tail}?")
 
@@ -244,7 +311,11 @@ def claim_category(scene: Scene, rng: np.random.Generator) -> Claim | None:
     subject = fact.question.removeprefix("What does ").removesuffix(" name?")
     article = lambda noun: "an" if noun == "animal" else "a"  # noqa: E731
     wrong = _other(rng, fact.domain, fact.answer)
-    return Claim("commonsense_reasoning", f"Does {subject} name {article(fact.answer)} {fact.answer}?", f"Does {subject} name {article(wrong)} {wrong}?")
+    return Claim(
+        "commonsense_reasoning",
+        f"Does {subject} name {article(fact.answer)} {fact.answer}?",
+        f"Does {subject} name {article(wrong)} {wrong}?",
+    )
 
 
 def claim_translation(scene: Scene, rng: np.random.Generator) -> Claim | None:
@@ -253,7 +324,11 @@ def claim_translation(scene: Scene, rng: np.random.Generator) -> Claim | None:
         return None
     thing, english, _ = found
     ask = "Does the {} mean {} in Chinese?".format
-    return Claim("text_translation", ask(english, CHINESE[thing.name]), ask(english, CHINESE[_other(rng, WORDS, thing.name)]))
+    return Claim(
+        "text_translation",
+        ask(english, CHINESE[thing.name]),
+        ask(english, CHINESE[_other(rng, WORDS, thing.name)]),
+    )
 
 
 def claim_sum(scene: Scene, rng: np.random.Generator) -> Claim | None:
@@ -267,6 +342,12 @@ def claim_sum(scene: Scene, rng: np.random.Generator) -> Claim | None:
 
 
 CLAIMS = {
-    "existence": claim_existence, "count": claim_count, "position": claim_position, "color": claim_colour, "OCR": claim_ocr,
-    "commonsense_reasoning": claim_category, "text_translation": claim_translation, "numerical_calculation": claim_sum,
-}  # fmt: skip
+    "existence": claim_existence,
+    "count": claim_count,
+    "position": claim_position,
+    "color": claim_colour,
+    "OCR": claim_ocr,
+    "commonsense_reasoning": claim_category,
+    "text_translation": claim_translation,
+    "numerical_calculation": claim_sum,
+}

@@ -2,11 +2,11 @@
 
 A scene is 336 x 336 pixels with 1 to 14 *things* on a background from flat to cluttered. A thing is an object
 (shape, colour, texture, size) or a written label (a word or a digit, colour, size). Boxes do not overlap and
-their corners lie on a 7-pixel lattice (half a CLIP patch), which keeps the drawings learnable for a network of a
-few million parameters. Because the scene is known, so is its true complexity: `len(scene.things)`.
+their corners lie on a 7-pixel lattice (half a CLIP patch), which keeps the drawings learnable for a network
+of a few million parameters. Because the scene is known, so is its true complexity: `len(scene.things)`.
 
-Splits are disjoint by construction: a scene belongs to the split that the digest of its description falls into,
-and each split's sampler rejects scenes of the other splits.
+Splits are disjoint by construction: a scene belongs to the split that the digest of its description falls
+into, and each split's sampler rejects scenes of the other splits.
 """
 
 from __future__ import annotations
@@ -127,7 +127,10 @@ def _place(rng: np.random.Generator, taken: np.ndarray, width: int, height: int)
 def _sample(rng: np.random.Generator, fewest: int, most: int) -> Scene:
     wanted = int(rng.integers(fewest, most + 1))
     share_of_text = float(rng.choice([0.2, 0.35, 0.6]))
-    kinds = ["object" if rng.random() > share_of_text else ("word" if rng.random() < 0.7 else "digit") for _ in range(wanted)]
+    kinds = [
+        "object" if rng.random() > share_of_text else ("word" if rng.random() < 0.7 else "digit")
+        for _ in range(wanted)
+    ]
     taken = np.zeros((GRID, GRID), bool)
     things: list[Thing] = []
     for kind in kinds:
@@ -146,7 +149,9 @@ def _sample(rng: np.random.Generator, fewest: int, most: int) -> Scene:
             box = (corner[0] * LATTICE, corner[1] * LATTICE, width * LATTICE, height * LATTICE)
             things.append(Thing(kind, name, colour, size, texture, box))
     tint = tuple(int(v) for v in rng.integers(190, 246, 3))
-    return Scene(tuple(things), BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))], tint, int(rng.integers(2**31)))
+    return Scene(
+        tuple(things), BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))], tint, int(rng.integers(2**31))
+    )
 
 
 def sample_scene(split: str, seed: int, index: int, fewest: int = 1, most: int = MAX_THINGS) -> Scene:
@@ -170,10 +175,26 @@ def _polygon(name: str, size: int) -> list[tuple[float, float]]:
         return [(c, 0), (size - size * 0.18, c), (c, size - 1), (size * 0.18, c)]
     if name == "star":
         radii = [r if i % 2 == 0 else 0.42 * r for i in range(10)]
-        return [(c + q * math.sin(math.pi * i / 5), c - q * math.cos(math.pi * i / 5)) for i, q in enumerate(radii)]
+        return [
+            (c + q * math.sin(math.pi * i / 5), c - q * math.cos(math.pi * i / 5))
+            for i, q in enumerate(radii)
+        ]
     if name == "cross":
         a, b = size * 0.34, size * 0.66
-        return [(a, 1), (b, 1), (b, a), (size - 1, a), (size - 1, b), (b, b), (b, size - 1), (a, size - 1), (a, b), (1, b), (1, a), (a, a)]
+        return [
+            (a, 1),
+            (b, 1),
+            (b, a),
+            (size - 1, a),
+            (size - 1, b),
+            (b, b),
+            (b, size - 1),
+            (a, size - 1),
+            (a, b),
+            (1, b),
+            (1, a),
+            (a, a),
+        ]
     turns = [2 * math.pi * i / 40 for i in range(40)]  # heart
     xs = [16 * math.sin(t) ** 3 for t in turns]
     ys = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
@@ -232,7 +253,11 @@ def _background(scene: Scene) -> Image.Image:
         for _ in range(int(rng.integers(15, 60))):
             x, y = rng.integers(0, IMAGE_SIZE, 2)
             dx, dy = rng.integers(-60, 61, 2)
-            draw.line((x, y, x + dx, y + dy), fill=tuple(int(v) for v in rng.integers(140, 225, 3)), width=int(rng.integers(1, 3)))
+            draw.line(
+                (x, y, x + dx, y + dy),
+                fill=tuple(int(v) for v in rng.integers(140, 225, 3)),
+                width=int(rng.integers(1, 3)),
+            )
     elif scene.background == "blobs":
         for _ in range(int(rng.integers(8, 30))):
             x, y = rng.integers(-20, IMAGE_SIZE, 2)
@@ -250,7 +275,9 @@ def render(scene: Scene) -> Image.Image:
         if thing.is_text:
             font = _font(FONT_PIXELS[thing.size])
             x0, y0, _, _ = font.getbbox(thing.name.upper())
-            draw.text((left + 2 - x0, top + 2 - y0), thing.name.upper(), font=font, fill=COLOURS[thing.colour])
+            draw.text(
+                (left + 2 - x0, top + 2 - y0), thing.name.upper(), font=font, fill=COLOURS[thing.colour]
+            )
         else:
             image.paste(_texture(thing.colour, thing.texture, width), (left, top), _mask(thing.name, width))
     return image

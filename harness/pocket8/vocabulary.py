@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 CHINESE = {
-    "circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "星形", "cross": "十字形", "ring": "环形",
+    "circle": "圆形", "square": "正方形", "triangle": "三角形",
+    "star": "星形", "cross": "十字形", "ring": "环形",
     "diamond": "菱形", "heart": "心形",
-    "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "orange": "橙色", "purple": "紫色", "black": "黑色",
+    "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "orange": "橙色",
+    "purple": "紫色", "black": "黑色",
     "cyan": "青色",
     "plain": "纯色", "striped": "条纹", "dotted": "圆点",
     "small": "小", "medium": "中", "large": "大",

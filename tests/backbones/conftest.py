@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_helpers import batch, model  # noqa: E402, F401
+from engine_helpers import batch, model  # noqa: F401

@@ -8,7 +8,8 @@ import torch
 
 @pytest.fixture(scope="session")
 def model(backbone):
-    """The tiny checkpoint with larger query and key weights, so that attention (and every choice) is decided."""
+    """The tiny checkpoint with larger query and key weights, so that attention (and every choice) is
+    decided."""
     import copy
 
     model = copy.deepcopy(backbone.model)
@@ -28,7 +29,11 @@ def model(backbone):
 def make_inputs(model, lengths, seed=0):
     """A left-padded batch, one image a sample; lengths: (text tokens before, after) of each."""
     generator = torch.Generator().manual_seed(seed)
-    places, image, size = model.config.image_seq_length, model.config.image_token_id, model.config.vision_config.image_size
+    places, image, size = (
+        model.config.image_seq_length,
+        model.config.image_token_id,
+        model.config.vision_config.image_size,
+    )
     width = max(a + b for a, b in lengths) + places
     ids = torch.zeros(len(lengths), width, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -34,7 +34,8 @@ class AdaptiveInPlace(Adaptive):
 
 @dataclass
 class Backwards(Pruner):
-    """Before the LLM: the last patches in descending order, then a token of its own (the keys' mean, projected)."""
+    """Before the LLM: the last patches in descending order, then a token of its own (the keys' mean,
+    projected)."""
 
     name: ClassVar[str] = "backwards"
     signals: ClassVar[tuple] = (Signal("keys", -1), Signal("values", -2))
@@ -49,7 +50,8 @@ class Backwards(Pruner):
 
 @dataclass
 class Reader(Pruner):
-    """Before the LLM: as many patches as suits the prompt, nearest to the text's mean (in the LLM's space)."""
+    """Before the LLM: as many patches as suits the prompt, nearest to the text's mean (in the LLM's
+    space)."""
 
     name: ClassVar[str] = "reader"
     reads_text: ClassVar[bool] = True
@@ -74,7 +76,8 @@ class Pyramid(Pruner):
 
 @dataclass
 class Unequal(Pruner):
-    """Inside: two cuts by the previous layer's row, as many as are above the mean: another number for each sample."""
+    """Inside: two cuts by the previous layer's row, as many as are above the mean: another number for each
+    sample."""
 
     name: ClassVar[str] = "unequal"
 
@@ -88,7 +91,8 @@ class Unequal(Pruner):
 
 @dataclass
 class Recycler(Pruner):
-    """Inside: rated by some text tokens, the dropped ones averaged into new tokens behind the kept (as SparseVLM)."""
+    """Inside: rated by some text tokens, the dropped ones averaged into new tokens behind the kept (as
+    SparseVLM)."""
 
     name: ClassVar[str] = "recycler"
 

@@ -1,5 +1,6 @@
-"""An independent decoder for the engine's tests: plain tensors, one sample, no padding, no cache, full recomputation
-of every token, none of transformers' modules. Methods' own functions choose; everything else is done by hand."""
+"""An independent decoder for the engine's tests: plain tensors, one sample, no padding, no cache, full
+recomputation of every token, none of transformers' modules. Methods' own functions choose; everything else is
+done by hand."""
 
 from __future__ import annotations
 
@@ -15,15 +16,27 @@ class Reference:
     def __init__(self, model):
         text = model.model.language_model
         self.w, self.head, c = text.state_dict(), model.lm_head.weight, text.config
-        self.heads, self.kv_heads, self.layers = c.num_attention_heads, c.num_key_value_heads, c.num_hidden_layers
+        self.heads, self.kv_heads, self.layers = (
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.num_hidden_layers,
+        )
         self.dim, self.eps = c.hidden_size // c.num_attention_heads, c.rms_norm_eps
-        self.frequencies = 1.0 / c.rope_parameters["rope_theta"] ** (torch.arange(0, self.dim, 2).float() / self.dim)
+        self.frequencies = 1.0 / c.rope_parameters["rope_theta"] ** (
+            torch.arange(0, self.dim, 2).float() / self.dim
+        )
 
     def norm(self, i, name, x):
-        return self.w[f"layers.{i}.{name}.weight"] * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (
+            self.w[f"layers.{i}.{name}.weight"] * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        )
 
     def heads_of(self, i, name, x, count):
-        x = F.linear(x, self.w[f"layers.{i}.self_attn.{name}.weight"]).view(len(x), count, self.dim).transpose(0, 1)
+        x = (
+            F.linear(x, self.w[f"layers.{i}.self_attn.{name}.weight"])
+            .view(len(x), count, self.dim)
+            .transpose(0, 1)
+        )
         return x.repeat_interleave(self.heads // count, 0)
 
     def rotate(self, x, positions):
@@ -48,7 +61,8 @@ class Reference:
         return h + F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
     def forward(self, prompt, positions, visual, generated, stages: list[Stage]):
-        """Logits [V] behind prompt [n, D] + generated [t, D]; visual: int64 columns of the prompt's visual tokens.
+        """Logits [V] behind prompt [n, D] + generated [t, D]; visual: int64 columns of the prompt's visual
+        tokens.
 
         positions: [n + t]. Returns also what each stage kept.
         """
@@ -58,10 +72,17 @@ class Reference:
         for i in range(self.layers):
             if i in at:
                 s = at[i]
-                rows = torch.tensor([-1]) if s.rows is None else s.rows(PromptView(prompt[visual], text_after))
+                rows = (
+                    torch.tensor([-1]) if s.rows is None else s.rows(PromptView(prompt[visual], text_after))
+                )
                 source = previous if s.attention == "previous" else self.attention(i, h, positions)
                 view = StageView(
-                    source[:, n + rows][..., found[-1] if found else visual], identity, total, 1, h[:n], found[-1] if found else visual
+                    source[:, n + rows][..., found[-1] if found else visual],
+                    identity,
+                    total,
+                    1,
+                    h[:n],
+                    found[-1] if found else visual,
                 )
                 columns = found[-1] if found else visual
                 answer = s.select(view)

@@ -29,7 +29,9 @@ def test_inputs_are_left_padded_with_one_image_each(backbone):
 def test_facts(backbone):
     assert (backbone.num_visual_tokens, backbone.num_layers, backbone.family) == (64, 6, "llava")
     told = backbone.describe()
-    assert told["attention"] == "sdpa" and told["dtype"] == "float32" and told["image_padding"] == "centre crop"
+    assert (
+        told["attention"] == "sdpa" and told["dtype"] == "float32" and told["image_padding"] == "centre crop"
+    )
     assert "/" not in json.dumps(told), "no path of this machine in a record"
 
 
@@ -49,7 +51,7 @@ def test_description_follows_the_checkpoint(tiny_checkpoint, tmp_path, backbone)
 
 
 def test_missing_checkpoints(tiny_checkpoint, tmp_path):
-    with pytest.raises(UserError, match="unknown backbone 'llava-9'.*pocket-llava"):
+    with pytest.raises(UserError, match=r"unknown backbone 'llava-9'.*pocket-llava"):
         backbones.load("llava-9")
     copy = tmp_path / "c"
     shutil.copytree(tiny_checkpoint, copy)
@@ -71,7 +73,10 @@ def test_missing_checkpoints(tiny_checkpoint, tmp_path):
 def test_other_models_are_refused(backbone):
     from methods.random import Random
 
-    with pytest.raises(UserError, match="cannot be pruned; use a generative model of: llava"), Random(4)(torch.nn.Linear(1, 1)):
+    with (
+        pytest.raises(UserError, match="cannot be pruned; use a generative model of: llava"),
+        Random(4)(torch.nn.Linear(1, 1)),
+    ):
         pass
     with pytest.raises(UserError, match="budget 65 must leave 1 to 64"), Random(65)(backbone.model):
         pass

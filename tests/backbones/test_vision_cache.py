@@ -13,7 +13,14 @@ from methods.random import Random
 from methods.vanilla import Vanilla
 from methods.visionzip import VisionZip
 
-PRUNERS = [Vanilla(), FastV(budget=9), Random(budget=9), VisionZip(budget=20), Downsample(budget=16), VisionZip(budget=9)]
+PRUNERS = [
+    Vanilla(),
+    FastV(budget=9),
+    Random(budget=9),
+    VisionZip(budget=20),
+    Downsample(budget=16),
+    VisionZip(budget=9),
+]
 
 
 def test_same_results_and_shared_runs(model, batch):

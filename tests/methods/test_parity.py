@@ -1,5 +1,5 @@
-"""The methods against recordings of their authors' released code, through the public path, alone and in batches of 4
-with prompts of different length; and the parity command itself, on folders that are wrong."""
+"""The methods against recordings of their authors' released code, through the public path, alone and in
+batches of 4 with prompts of different length; and the parity command itself, on folders that are wrong."""
 
 from __future__ import annotations
 
@@ -27,14 +27,20 @@ def only(vectors, labels):
 
 @pytest.mark.parametrize("label", ["vanilla", "192", "128", "64", "64k3", "64avg"])
 def test_fastv(recorded, label):
-    rows = list(parity.check(*recorded, "fastv", only(load_file(GOLDEN / "fastv/vectors.safetensors"), [label])))
+    rows = list(
+        parity.check(*recorded, "fastv", only(load_file(GOLDEN / "fastv/vectors.safetensors"), [label]))
+    )
     assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
     assert all(r.alone.difference is not None for r in rows)
 
 
 @pytest.mark.parametrize("label", ["192", "128", "64"])
 def test_visionzip(recorded, label):
-    rows = list(parity.check(*recorded, "visionzip", only(load_file(GOLDEN / "visionzip/vectors.safetensors"), [label])))
+    rows = list(
+        parity.check(
+            *recorded, "visionzip", only(load_file(GOLDEN / "visionzip/vectors.safetensors"), [label])
+        )
+    )
     assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
 
 
@@ -46,7 +52,9 @@ def folder(tmp_path):
     save_file({k: v for k, v in inputs.items() if k.endswith(".3")}, tmp_path / "inputs.safetensors")
     (tmp_path / "fastv").mkdir()
     vectors = load_file(GOLDEN / "fastv/vectors.safetensors")
-    save_file({k: v for k, v in vectors.items() if k.endswith(".64.3")}, tmp_path / "fastv/vectors.safetensors")
+    save_file(
+        {k: v for k, v in vectors.items() if k.endswith(".64.3")}, tmp_path / "fastv/vectors.safetensors"
+    )
     return tmp_path
 
 
@@ -79,7 +87,9 @@ def test_a_difference_is_seen(folder, capsys, kind, new):
 
 def test_unknown_labels_and_methods_disagree(folder, capsys):
     vectors = load_file(folder / "fastv/vectors.safetensors")
-    save_file({k.replace(".64.", ".64x."): v for k, v in vectors.items()}, folder / "fastv/vectors.safetensors")
+    save_file(
+        {k.replace(".64.", ".64x."): v for k, v in vectors.items()}, folder / "fastv/vectors.safetensors"
+    )
     shutil.copytree(folder / "fastv", folder / "newmethod")
     assert parity.main(folder) == 1
     out = capsys.readouterr().out
@@ -89,13 +99,13 @@ def test_unknown_labels_and_methods_disagree(folder, capsys):
 def test_folders_that_are_wrong(folder, tmp_path):
     with pytest.raises(UserError, match="not a folder"):
         parity.main(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no recordings of pdrop .* there are: fastv"):
+    with pytest.raises(UserError, match=r"no recordings of pdrop .* there are: fastv"):
         parity.main(folder, ["pdrop"])
     (folder / "fastv/vectors.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot read"):
         parity.main(folder)
     (folder / "inputs.safetensors").unlink()
-    with pytest.raises(UserError, match="inputs.safetensors"):
+    with pytest.raises(UserError, match=r"inputs.safetensors"):
         parity.main(folder)
     (folder / "model/llama.safetensors").unlink()
     with pytest.raises(UserError, match="no recorded model"):

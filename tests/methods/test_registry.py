@@ -90,7 +90,9 @@ def plugins(monkeypatch, tmp_path):
             if source is not None:
                 (tmp_path / f"{module}.py").write_text(source)
             points.append(importlib.metadata.EntryPoint(module, f"{module}:First", registry.GROUP))
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [p for p in points if p.group == group])
+        monkeypatch.setattr(
+            importlib.metadata, "entry_points", lambda group: [p for p in points if p.group == group]
+        )
 
     return install
 
@@ -110,7 +112,7 @@ def test_entry_point(plugins, backbone):
 
 def test_broken_entry_points(plugins):
     plugins(plugin_two=None)
-    with pytest.raises(UserError, match="plug-in plugin_two .* cannot be loaded .* fix or uninstall"):
+    with pytest.raises(UserError, match=r"plug-in plugin_two .* cannot be loaded .* fix or uninstall"):
         registry.available()
     plugins(plugin_three=PLUGIN.format(name="fastv"))
     with pytest.raises(UserError, match="two methods are named fastv"):

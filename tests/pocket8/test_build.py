@@ -1,0 +1,86 @@
+"""The parquet files: columns of the hub's data sets, whole MME pairs and MMBench rotations, one draw."""
+
+from collections import Counter
+
+import pyarrow.parquet as parquet
+import pytest
+
+from harness.lmms_tasks import Documents
+from harness.lmms_tasks import build as build_task
+from harness.pocket8 import build, documents
+from harness.tasks import BENCHMARKS
+
+# fmt: off
+COLUMNS = {
+    "gqa/eval_instructions": (
+        "answer entailed equivalent fullAnswer groups id imageId isBalanced question semanticStr types"
+    ),
+    "gqa/eval_images": "id image",
+    "mmbench_en/eval": "A B C D L2-category answer category comment hint image index question source split",
+    "mme/eval": "answer category image question question_id",
+    "pope/eval": "answer category id image image_source question question_id",
+    "scienceqa/eval": "answer category choices grade hint image lecture question skill solution subject task topic",
+    "vqav2/eval": "answer_type answers image image_id multiple_choice_answer question question_id question_type",
+    "textvqa/eval": (
+        "answers flickr_300k_url flickr_original_url image image_classes image_height image_id "
+        "image_width ocr_tokens question question_id question_tokens set_name"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "QUESTIONS", dict.fromkeys(build.QUESTIONS, 8))
+        return build.build(tmp_path_factory.mktemp("pocket8"), progress=False)
+
+
+@pytest.mark.parametrize("file", COLUMNS)
+def test_schema(root, file):
+    assert set(parquet.read_schema(root / f"{file}.parquet").names) == set(COLUMNS[file].split())
+
+
+def test_mme_pairs_and_mmbench_rotations_are_whole(root):
+    pairs = Counter(
+        r["question_id"]
+        for r in parquet.read_table(root / "mme/eval.parquet", columns=["question_id"]).to_pylist()
+    )
+    assert len(pairs) == 8 and set(pairs.values()) == {2}
+    rows = parquet.read_table(root / "mmbench_en/eval.parquet", columns=["index", "D"]).to_pylist()
+    rotations = Counter(r["index"] % 1_000_000 for r in rows)
+    assert len(rotations) == 8 and set(rotations.values()) <= {2, 3, 4}
+
+
+def test_gqa_images_are_all_there(root):
+    questions = parquet.read_table(root / "gqa/eval_instructions.parquet").to_pylist()
+    images = {r["id"] for r in parquet.read_table(root / "gqa/eval_images.parquet").to_pylist()}
+    assert {q["imageId"] for q in questions} == images
+
+
+def test_ensure_draws_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
+    monkeypatch.setenv("POCKET8_HOME", str(tmp_path))
+    first = build.ensure()
+    stamp = (first / "gqa" / "eval_images.parquet").stat().st_mtime_ns
+    assert build.ensure() == first and (first / "gqa" / "eval_images.parquet").stat().st_mtime_ns == stamp
+    assert [p.name for p in tmp_path.iterdir()] == [f"v{build.VERSION}"]
+
+
+@pytest.mark.parametrize("task", documents.TASKS)
+def test_training_prompt_and_target_are_lmms_evals(root, task):
+    """The trainer words a row just as lmms-eval's task does, and lmms-eval counts the trained answer as
+    right.
+    """
+    rows = Documents(BENCHMARKS[task], root, "eval")
+    upstream = build_task(rows)
+    for doc in upstream.test_docs():
+        assert upstream.doc_to_text(doc) == documents.prompt(task, doc)
+        scores = upstream.process_results(doc, [documents.target(task, doc)])
+        assert _credit(next(iter(scores.values())), doc) == 1.0
+
+
+def _credit(score, doc) -> float:
+    """MMBench's rows are scored together at the end: there, look at the answer itself."""
+    if isinstance(score, dict):
+        return score["score"] if "score" in score else float(score["prediction"] == doc["answer"])
+    return score
