@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Bad input: the message is one line that names the problem and the fix. The commands exit with code 2."""
+    """Bad input: one line that names the problem and the fix. The commands exit with code 2."""

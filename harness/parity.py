@@ -7,18 +7,26 @@ method with `vectors.safetensors`:
     greedy.{label}.{i}           int64 [t], the greedily generated tokens
     logits.{label}.{i}           [vocabulary], at the prompt's last position (optional)
     kept.{label}.{i}             int64, tokens of the image left after the last stage, in the LLM's order
-    kept.{label}.{i}.layer{R}    the same after the cut before layer R (optional)
+    kept.{label}.{i}.layer{R}    the same after each cut, by ascending R (optional)
+    features.{label}.{i}         [n, width], the tokens that enter the LLM, before or behind the projector
+                                 (optional)
 
-`label` says how the method was set: a budget, or a budget and a suffix (`SETTINGS`); `vanilla` is the
-unpruned model. Every recording is made again through the public path, `with pruner(model):
-model.generate(...)`, alone and in one left-padded batch with the other inputs of its label.
+In `kept`, a number beyond the image's tokens names a token that the method made (see its docstring; ours is
+the negative of it); such tokens may be left out at its end. `label` says how the method was set: a budget, or
+a budget and a suffix or prefix (`SETTINGS`); a prefix may stand in front of the key,
+`{prefix}.greedy.{label}.{i}`. `vanilla` is the unpruned model. Recordings that have a twin with prefix
+`nonoise` hang on a random draw of the released code and are left out. Every recording is made again through
+the public path, `with pruner(model): model.generate(...)`, alone and in one left-padded batch with the other
+inputs of its label.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,17 +35,28 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-#: largest difference of a logit, float32 on a CPU
+#: largest difference of a logit or a feature, float32 on a CPU
 TOLERANCE = 1e-4
 
 #: how labels are read, by method: (pattern, method spec); `{n}` in a spec is the pattern's n-th group, and
-#: group 1 the budget. A label that is just a budget means the method's default settings.
-SETTINGS: dict[str, list[tuple[str, str]]] = {
+#: group 1 the budget (no group: none), to which a third entry is added. A label that is just a budget means
+#: the method's default settings. A folder may hold recordings of several methods.
+SETTINGS: dict[str, list[tuple[str, str] | tuple[str, str, int]]] = {
     "fastv": [(r"(\d+)k(\d+)", "fastv:k={2}"), (r"(\d+)avg", "fastv:schedule=average")],
+    "holov": [(r"p16\.(\d+)", "holov:crops=16")],
+    "pdrop": [(r"default", "pdrop:schedule=stock")],
+    "prumerge": [
+        (r"prumerge\.(\d+)", "prumerge", 1),  # labels count selected patches, budgets the extra token too
+        (r"prumerge\.adaptive", "prumerge:schedule=adaptive"),
+        (r"prumerge_plus\.(\d+)", "prumerge_plus:schedule=released"),
+        (r"prumerge_plus\.adaptive", "prumerge_plus:schedule=adaptive"),
+    ],
+    "sparsevlm": [(r"nonoise\.(\d+)", "sparsevlm")],
 }
 #: labels of recordings that are left out, and why
 NOT_REPRODUCED: dict[str, list[tuple[str, str]]] = {
     "fastv": [(r"\d+sys36", "the scripts' off-by-one start of the image")],
+    "sparsevlm": [(r"v10\..+", "release 1.0, rank-based counts"), (r"v2\..+", "release 2.0, SparseVLM+")],
 }
 
 
@@ -67,21 +86,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Agreement:
-    """kept: the same tokens of the image at every recorded stage. tokens: the same generated tokens."""
+    """kept: the same tokens of the image at every recorded stage. tokens: the same generated tokens.
+    difference: largest of a logit, features: largest of a feature; None where none was recorded."""
 
     kept: bool
     tokens: bool
     difference: float | None
+    features: float | None = None
 
     @property
     def ok(self) -> bool:
-        return self.kept and self.tokens and (self.difference is None or self.difference <= TOLERANCE)
+        largest = max(x for x in (self.difference, self.features, 0.0) if x is not None)
+        return self.kept and self.tokens and largest <= TOLERANCE
 
     def __str__(self) -> str:
         kept, tokens = ("same" if same else "DIFFER" for same in (self.kept, self.tokens))
-        return f"{kept:6} {tokens:6} " + (
-            f"{self.difference:8.1e}" if self.difference is not None else f"{'-':>8}"
-        )
+        numbers = (f"{'-':>8}" if x is None else f"{x:8.1e}" for x in (self.difference, self.features))
+        return " ".join([f"{kept:11} {tokens:8}", *numbers])
 
 
 def main(golden: Path, methods: Iterable[str] | None = None) -> int:
@@ -95,7 +116,8 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
     from methods import registry
 
     model, inputs = _load(golden)
-    print(f"{'method':12} {'budget':>10} {'input':>5}   {'alone: kept, tokens, |logit|':24}   in a batch")
+    columns = "alone: kept, tokens, |logit|, |feature|"
+    print(f"{'method':12} {'budget':>22} {'input':>5}   {columns}   in a batch")
     failed = rows = 0
     for name in names:
         if name not in registry.available():
@@ -116,19 +138,22 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
 
 def _line(row: Row) -> str:
     verdict = "" if row.agrees else "  DISAGREES"
-    return f"{row.method:12} {row.label:>10} {row.sample:5}   {row.alone}   {row.batched}{verdict}"
+    return f"{row.method:12} {row.label:>22} {row.sample:5}   {row.alone}   {row.batched}{verdict}"
 
 
 def check(
     model, inputs: Mapping[int, Sample], method: str, vectors: Mapping[str, torch.Tensor]
 ) -> Iterator[Row | str]:
     """Rows of one method's recordings; a line of text for a label that cannot be read."""
+    vectors = {_prefix_to_label(key): tensor for key, tensor in vectors.items()}
     recorded: dict[str, list[int]] = {}
     for key in vectors:
         if found := re.fullmatch(r"greedy\.(.+)\.(\d+)", key):
             recorded.setdefault(found[1], []).append(int(found[2]))
     for label in sorted(recorded, key=lambda label: (label != "vanilla", label)):
         if any(re.fullmatch(pattern, label) for pattern, _ in NOT_REPRODUCED.get(method, ())):
+            continue
+        if f"nonoise.{label}" in recorded:
             continue
         setting = setting_of(method, label)
         if setting is None:
@@ -150,10 +175,16 @@ def setting_of(method: str, label: str) -> Setting | None:
     """What a label stands for, None if it cannot be read."""
     if label == "vanilla":
         return Setting(label, "vanilla", None)
-    for pattern, spec in [*SETTINGS.get(method, ()), (r"(\d+)", method)]:
+    for pattern, spec, *more in [*SETTINGS.get(method, ()), (r"(\d+)", method)]:
         if found := re.fullmatch(pattern, label):
-            return Setting(label, spec.format(found[0], *found.groups()), int(found[1]))
+            budget = int(found[1]) + sum(more) if found.groups() else None
+            return Setting(label, spec.format(found[0], *found.groups()), budget)
     return None
+
+
+def _prefix_to_label(key: str) -> str:
+    """`prefix.greedy.64.0` -> `greedy.prefix.64.0`; other keys as they are."""
+    return re.sub(r"^(\w+)\.(greedy|logits|kept)\.", r"\2.\1.", key)
 
 
 @dataclass(frozen=True)
@@ -173,20 +204,52 @@ def _run(model, setting: Setting, samples: list[Sample], vectors, numbers: list[
 
     steps = len(vectors[f"greedy.{setting.label}.{numbers[0]}"])
     batch = left_padded(samples, model.config.image_token_id, model.config.image_seq_length)
-    with torch.inference_mode(), registry.build(setting.spec, setting.budget)(model) as trace:
+    pruner = registry.build(setting.spec, setting.budget)
+    with torch.inference_mode(), pruner(model) as trace, _entering(model) as prompts:
         made = model.generate(
             **batch, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
     new = made.sequences[:, batch["input_ids"].shape[1] :]
-    return [
-        _compare(vectors, f"{setting.label}.{i}", trace.kept[b], new[b], made.logits[0][b])
-        for b, i in enumerate(numbers)
-    ]
+    places = model.config.image_seq_length
+    rows = []
+    for b, (i, sample) in enumerate(zip(numbers, samples)):
+        name = f"{setting.label}.{i}"
+        row = _compare(vectors, name, trace.kept[b], new[b], made.logits[0][b], places)
+        if (theirs := vectors.get(f"features.{name}")) is not None:
+            end = prompts[0].shape[1] - len(sample.after)
+            ours = prompts[0][b, end - int(trace.visual_tokens[b, 0]) : end]
+            row = replace(row, features=_feature_difference(model, ours, theirs))
+        rows.append(row)
+    return rows
+
+
+@contextlib.contextmanager
+def _entering(model) -> Iterator[list[torch.Tensor]]:
+    """Collects what enters the language model, [B, W, D] a call, behind the hooks of a pruner that is on."""
+    seen: list[torch.Tensor] = []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _feature_difference(model, ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference of a feature; ours are behind the projector, theirs may be before it."""
+    import torch
+
+    with torch.inference_mode():
+        takes_theirs = model.config.vision_config.hidden_size == theirs.shape[-1]
+        forms = [theirs, model.model.multi_modal_projector(theirs)] if takes_theirs else [theirs]
+    return min(float((ours - x).abs().max()) if x.shape == ours.shape else math.inf for x in forms)
 
 
 def _compare(
-    vectors, name: str, kept: list[torch.Tensor], tokens: torch.Tensor, logits: torch.Tensor
+    vectors, name: str, kept: list[torch.Tensor], tokens: torch.Tensor, logits: torch.Tensor, places: int
 ) -> Agreement:
+    """places: of an image's tokens in the prompt; see the module's docstring for numbers beyond."""
     import torch
 
     stages = sorted(
@@ -194,12 +257,12 @@ def _compare(
         for key in vectors
         if (found := re.fullmatch(rf"kept\.{re.escape(name)}\.layer(\d+)", key))
     )
-    expected = [vectors[key] for _, key in stages]
+    expected = [torch.where(vectors[key] < places, vectors[key], -vectors[key]) for _, key in stages]
     last = vectors.get(f"kept.{name}")
     same = len(kept) == len(expected) if expected else len(kept) == (last is not None)
     same = same and all(torch.equal(ours, theirs) for ours, theirs in zip(kept, expected))
     if last is not None:
-        same = same and torch.equal(kept[-1], last)
+        same = same and torch.equal(kept[-1][: len(last)], last) and bool((kept[-1][len(last) :] < 0).all())
     theirs = vectors.get(f"logits.{name}")
     difference = None if theirs is None else float((logits[: len(theirs)].float() - theirs).abs().max())
     return Agreement(same, torch.equal(tokens, vectors[f"greedy.{name}"]), difference)

@@ -62,7 +62,9 @@ class Optimiser:
     Muon gets further per sample on matrices this small, which is what counts on two CPU cores.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], lr: float, hidden: tuple[str, ...], other_lr: float = 2e-3) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], lr: float, hidden: tuple[str, ...], other_lr: float = 2e-3
+    ) -> None:
         matrices, others = [], []
         for module in modules.values():
             for name, parameter in module.named_parameters():

@@ -38,7 +38,7 @@ def main() -> None:
         logs / "language.csv",
         arguments.language_minutes,
         batch=4,
-        lr=5e-3,
+        lr=3e-3,
         seed=arguments.seed,
     )
     print(export(arguments.build, arguments.target))

@@ -23,27 +23,41 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from backbones.pocket.drills import drills
 from backbones.pocket.optim import Clock, Optimiser, Run
 from backbones.pocket.shapes import llava_config
 from backbones.pocket.tokenizer import PROMPT_HEAD, PROMPT_TAIL, build_tokenizer
 from backbones.pocket.train_vision import hidden_states
 from backbones.pocket.vision_labels import NAMES, SIDE, label_patches
 from harness.pocket8 import documents
-from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, TEXTURES, render, sample_scene
+from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, TEXTURES, Scene, render, sample_scene
 
 IGNORE = -100
 VISUAL_TOKENS = 576
 SPARSE_UNTIL = 0.8
 BACKGROUND_KEPT = 40
-#: Questions a task an image in one pack. First those that are answered in a word: the option letters need what
-#: these teach, and their prompts are three times as long.
-WORDS_FIRST = {"gqa": 5, "mme": 3, "pope": 2, "vqav2": 5, "textvqa": 4}
+#: Questions a task an image in one pack, once the drills are over.
 QUESTIONS = {
     "gqa": 3, "mmbench_en": 2, "mmbench_cn": 2, "mme": 4, "pope": 2, "scienceqa": 2, "vqav2": 3, "textvqa": 2,
 }  # fmt: skip
-WORDS_FIRST_UNTIL = 0.25
+DRILLS_UNTIL = 0.42
+DRILL_KINDS = [
+    "hop",
+    "colour",
+    "texture",
+    "size",
+    "shape",
+    "word",
+    "digit",
+    "category",
+    "side",
+    "height",
+    "exists",
+    "written",
+    "count",
+]
 #: Every image's features serve this many packs of fresh questions.
-PACKS = 2
+PACKS, DRILL_PACKS = 2, 4
 FULL_SCENES_FROM = 0.3
 #: Scenes whose patches align the projector.
 ALIGNMENT_SCENES = 480
@@ -52,7 +66,7 @@ ALIGNMENT_SCENES = 480
 class Questions(IterableDataset):
     """Endless training scenes with packs of tokenised questions.
 
-    Yields (image uint8 [3, 336, 336], on_thing bool [576], packs): a pack is a list of (task, ids,
+    Yields (image uint8 [3, 336, 336], owner int64 [576], packs): a pack is a list of (task, ids,
     target_ids). `progress`, shared with the trainer, sets how many things a scene may hold.
     """
 
@@ -61,15 +75,24 @@ class Questions(IterableDataset):
     ) -> None:
         self.tokenizer, self.seed, self.start, self.progress = tokenizer, seed, start, progress
 
-    def _encode(self, task: str, row: documents.Row) -> tuple[str, list[int], list[int]]:
-        ask = self.tokenizer.encode(
-            "\n" + documents.prompt(task, row) + PROMPT_TAIL, add_special_tokens=False
-        )
-        reply = [
-            *self.tokenizer.encode(" " + documents.target(task, row), add_special_tokens=False),
-            self.tokenizer.eos_token_id,
-        ]
+    def _encode(self, task: str, question: str, answer: str) -> tuple[str, list[int], list[int]]:
+        ask = self.tokenizer.encode(question, add_special_tokens=False)
+        reply = [*self.tokenizer.encode(" " + answer, add_special_tokens=False), self.tokenizer.eos_token_id]
         return task, ask + reply, [IGNORE] * len(ask) + reply
+
+    def _drills(self, scene: Scene, rng: np.random.Generator) -> list:
+        return [self._encode(*drill) for drill in drills(scene, rng)]
+
+    def _pack(self, scene: Scene, rng: np.random.Generator) -> list:
+        pack = []
+        for task, times in QUESTIONS.items():
+            for _ in range(times):
+                rows = documents.MAKERS[task](scene, rng)
+                if rows:
+                    row = rows[int(rng.integers(len(rows)))]
+                    question = "\n" + documents.prompt(task, row) + PROMPT_TAIL
+                    pack.append(self._encode(task, question, documents.target(task, row)))
+        return pack
 
     def __iter__(self):
         worker = get_worker_info()
@@ -79,19 +102,13 @@ class Questions(IterableDataset):
             share = min(1.0, 0.2 + 0.8 * float(self.progress) / FULL_SCENES_FROM)
             scene = sample_scene("train", self.seed + 1, index, most=max(3, round(MAX_THINGS * share)))
             rng = np.random.default_rng([self.seed, index])
-            mix = WORDS_FIRST if float(self.progress) < WORDS_FIRST_UNTIL else QUESTIONS
-            packs = []
-            for _ in range(PACKS):
-                pack = []
-                for task, times in mix.items():
-                    for _ in range(times):
-                        rows = documents.MAKERS[task](scene, rng)
-                        if rows:
-                            pack.append(self._encode(task, rows[int(rng.integers(len(rows)))]))
-                packs.append(pack)
+            if float(self.progress) < DRILLS_UNTIL:
+                packs = [self._drills(scene, rng) for _ in range(DRILL_PACKS)]
+            else:
+                packs = [self._pack(scene, rng) for _ in range(PACKS)]
             if all(packs):
-                on_thing = torch.from_numpy(label_patches(scene)["name"] != len(NAMES))
-                yield torch.from_numpy(np.asarray(render(scene)).transpose(2, 0, 1).copy()), on_thing, packs
+                owner = torch.from_numpy(label_patches(scene)["owner"])
+                yield torch.from_numpy(np.asarray(render(scene)).transpose(2, 0, 1).copy()), owner, packs
             index += step
 
 
@@ -115,10 +132,31 @@ def collate_packs(
     return ids, targets, segment, offset, [[task for task, _, _ in pack] for pack in packs]
 
 
-def keep_some(on_thing: torch.Tensor) -> torch.Tensor:
-    """Indices [B, K], ascending, of all patches on things, and some of the background."""
-    k = min(on_thing.shape[1], int(on_thing.sum(1).max()) + BACKGROUND_KEPT)
-    return (on_thing + torch.rand(on_thing.shape)).topk(k, 1).indices.sort(1).values
+def shown(progress: float) -> tuple[int, int] | None:
+    """How many patches of a thing, and of the background, the language model is shown; None: all there are.
+
+    One patch a thing at first: what belongs to what is learnt sooner among few tokens.
+    """
+    if progress < DRILLS_UNTIL:
+        per_thing = 1 + int(6 * progress / DRILLS_UNTIL)
+        return per_thing, 4 * per_thing
+    return (VISUAL_TOKENS, BACKGROUND_KEPT) if progress < SPARSE_UNTIL else None
+
+
+def keep_some(owner: torch.Tensor, per_thing: int, background: int) -> torch.Tensor:
+    """Patches to show, int64 [B, K], ascending: of each thing at random up to `per_thing`, and some
+    `background`.
+
+    owner: int64 [B, 576], the number of the thing a patch belongs to, or -1. Images with fewer patches to
+    show than the fullest of the batch get more background.
+    """
+    order = torch.rand(owner.shape)
+    same = owner[:, :, None] == owner[:, None]
+    rank = (same & (order[:, None] < order[:, :, None])).sum(-1)
+    wanted = (owner >= 0) & (rank < per_thing)
+    k = min(owner.shape[1], int(wanted.sum(1).max()) + background)
+    spare = (owner < 0) * 0.5
+    return (wanted.float() * 2 + spare + 0.4 * order).topk(k, 1).indices.sort(1).values
 
 
 def forward(
@@ -206,8 +244,8 @@ def initialise(model: LlavaForConditionalGeneration) -> None:
 def align(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, seed: int) -> float:
     """Teach the projector alone to put a patch where the words for its thing are in the embedding space.
 
-    A patch's target is the sum of the embeddings of its thing's name, colour, texture and size, and of a fixed
-    code of where the thing's centre lies. Returns the share of the targets' variance that is explained.
+    A patch's target is the sum of the embeddings of its thing's name, colour, texture and size, and of a
+    fixed code of where the thing's centre lies. Returns the share of the targets' variance that is explained.
     """
     embeddings = model.model.language_model.embed_tokens.weight.detach()
 
@@ -294,11 +332,13 @@ def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: 
                 :, 1:
             ]
         features = features.clone()
-        on_thing = torch.stack([i[1] for i in items])
-        for p in range(PACKS):
-            for at in range(0, group, batch):
-                span = slice(at, at + batch)
-                keep = keep_some(on_thing[span]) if float(progress) < SPARSE_UNTIL else None
+        owner = torch.stack([i[1] for i in items])
+        size = batch * (2 if float(progress) < DRILLS_UNTIL else 1)
+        for p in range(min(len(i[2]) for i in items)):
+            for at in range(0, group, size):
+                span = slice(at, at + size)
+                show = shown(float(progress))
+                keep = keep_some(owner[span], *show) if show else None
                 packs = collate_packs([i[2][p] for i in items[span]], tokenizer.pad_token_id)
                 loss, score = forward(model, head, features[span], keep, packs)
                 loss.backward()
@@ -312,7 +352,12 @@ def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: 
                 for key, value in report.items():
                     mean[key] = 0.97 * mean.get(key, value) + 0.03 * value
                 if run.state["step"] % 50 == 0:
-                    run.write({k: mean.get(k, float("nan")) for k in ("loss", "grad_norm", *QUESTIONS)})
+                    run.write(
+                        {
+                            k: mean.get(k, float("nan"))
+                            for k in ("loss", "grad_norm", *QUESTIONS, *DRILL_KINDS)
+                        }
+                    )
                 if run.state["step"] % 400 == 0:
                     run.save()
         run.state["samples"] += group
@@ -333,7 +378,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("results/pocket-llava/training/language.csv"))
     parser.add_argument("--minutes", type=float, default=55)
     parser.add_argument("--batch", type=int, default=4, help="images a step, each with about 20 questions")
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     train(**vars(parser.parse_args()))
 

@@ -44,8 +44,9 @@ def _overlap(start: int, length: int) -> np.ndarray:
 
 
 def label_patches(scene: Scene) -> dict[str, np.ndarray]:
-    """Per patch, row by row (576): class ids int64 for each of PATCH_CLASSES, and `offset` float32 [576, 2],
-    the vector (in patches) from the patch's centre to the centre of the thing it belongs to (NaN: no thing).
+    """Per patch, row by row (576): class ids int64 for each of PATCH_CLASSES, `owner` (the thing's number,
+    -1: none), and `offset` float32 [576, 2], the vector (in patches) from the patch's centre to the centre of
+    the thing it belongs to (NaN: no thing).
     """
     cover = np.full((SIDE, SIDE), MIN_COVER)
     owner = np.full((SIDE, SIDE), -1)
@@ -63,6 +64,7 @@ def label_patches(scene: Scene) -> dict[str, np.ndarray]:
         "size": [SIZES.index(t.size) for t in things] + [IGNORE],
     }
     labels = {key: np.array(values, np.int64)[owner] for key, values in table.items()}
+    labels["owner"] = owner
     centres = np.array([t.centre for t in things] + [(np.nan, np.nan)], np.float32) / PATCH
     rows, columns = np.divmod(np.arange(SIDE * SIDE), SIDE)
     labels["offset"] = centres[owner] - np.stack([columns + 0.5, rows + 0.5], 1).astype(np.float32)

@@ -1,8 +1,8 @@
 """Options: what is understood, and what is refused with one line and exit code 2."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,9 +64,15 @@ def test_every_benchmark_says_whether_it_compares():
 
 
 def test_help_answers_within_a_second():
-    start = time.perf_counter()
+    """Processor time, so that a busy machine does not fail it."""
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = spent()
     done = subprocess.run([sys.executable, "run_all.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert time.perf_counter() - start < 1.0
+    assert spent() - before < 1.0
     assert done.returncode == 0 and "examples:" in done.stdout
 
 

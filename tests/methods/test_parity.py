@@ -3,6 +3,7 @@ batches of 4 with prompts of different length; and the parity command itself, on
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,59 @@ def test_visionzip(recorded, label):
         )
     )
     assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
+
+
+@pytest.mark.parametrize("label", ["default", "192", "128", "64"])
+def test_pdrop(recorded, label):
+    rows = list(
+        parity.check(*recorded, "pdrop", only(load_file(GOLDEN / "pdrop/vectors.safetensors"), [label]))
+    )
+    assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
+    assert all(r.alone.difference is not None for r in rows)
+
+
+@pytest.mark.parametrize("label", ["192", "128", "nonoise.64"])
+def test_sparsevlm(recorded, label):
+    prefix, _, budget = label.rpartition(".")
+    pattern = rf"{prefix}\.?(greedy|logits|kept)\.{budget}\..+"
+    vectors = load_file(GOLDEN / "sparsevlm/vectors.safetensors")
+    vectors = {key: tensor for key, tensor in vectors.items() if re.fullmatch(pattern, key)}
+    rows = list(parity.check(*recorded, "sparsevlm", vectors))
+    assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
+    assert all(r.alone.difference is not None for r in rows)
+
+
+@pytest.mark.parametrize(
+    "key, changed",
+    [
+        # clusters of one cut in another order; a survivor that is another one; another number of stages
+        ("kept.64.0.layer2", lambda kept: torch.cat([kept[:-2], kept[-1:], kept[-2:-1]])),
+        ("kept.64.0.layer6", lambda kept: torch.cat([kept[:1] + 1, kept[1:]])),
+        ("kept.64.0.layer15", None),
+    ],
+)
+def test_stages_and_made_tokens_are_compared(recorded, key, changed):
+    model, inputs = recorded
+    vectors = load_file(GOLDEN / "sparsevlm/vectors.safetensors")
+    vectors = {k: v for k, v in vectors.items() if re.fullmatch(r"nonoise\.(greedy|kept)\.64\.0.*", k)}
+    key = f"nonoise.{key}"
+    if changed:
+        vectors[key] = changed(vectors[key])
+    else:
+        del vectors[key]
+    (row,) = parity.check(model, inputs, "sparsevlm", vectors)
+    assert row.alone.tokens and not row.alone.kept and not row.agrees
+
+
+def test_recordings_that_are_left_out(recorded):
+    model, _ = recorded
+    vectors = load_file(GOLDEN / "sparsevlm/vectors.safetensors")
+    other_releases = {f"{v}.greedy.64.0": vectors["greedy.64.0"] for v in ("v10", "v2")}
+    assert list(parity.check(model, {}, "sparsevlm", other_releases)) == []
+    random_and_twin = {k: v for k, v in vectors.items() if re.match(r"(nonoise\.)?greedy\.64\.", k)}
+    assert "greedy.64.0" in random_and_twin
+    with pytest.raises(UserError, match=r"recordings of nonoise\.64 "):  # the first label that it runs
+        list(parity.check(model, {}, "sparsevlm", random_and_twin))
 
 
 @pytest.fixture

@@ -68,7 +68,14 @@ def test_packed_questions_equal_single_turn_conversations(model, tokenizer, imag
         rows = [
             (task, documents.MAKERS[task](scene, rng)[0]) for task in ("gqa", "mmbench_cn", "pope")[: 3 - i]
         ]
-        packs.append([questions._encode(task, row) for task, row in rows])
+        packs.append(
+            [
+                questions._encode(
+                    task, "\n" + documents.prompt(task, row) + PROMPT_TAIL, documents.target(task, row)
+                )
+                for task, row in rows
+            ]
+        )
         texts.append([(documents.prompt(task, row), documents.target(task, row)) for task, row in rows])
     head = torch.tensor(tokenizer.encode(PROMPT_HEAD))
     packed = train_language.collate_packs(packs, tokenizer.pad_token_id)
