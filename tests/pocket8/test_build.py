@@ -10,7 +10,6 @@ from harness.lmms_tasks import build as build_task
 from harness.pocket8 import build, documents
 from harness.tasks import BENCHMARKS
 
-# fmt: off
 COLUMNS = {
     "gqa/eval_instructions": (
         "answer entailed equivalent fullAnswer groups id imageId isBalanced question semanticStr types"
@@ -19,8 +18,12 @@ COLUMNS = {
     "mmbench_en/eval": "A B C D L2-category answer category comment hint image index question source split",
     "mme/eval": "answer category image question question_id",
     "pope/eval": "answer category id image image_source question question_id",
-    "scienceqa/eval": "answer category choices grade hint image lecture question skill solution subject task topic",
-    "vqav2/eval": "answer_type answers image image_id multiple_choice_answer question question_id question_type",
+    "scienceqa/eval": (
+        "answer category choices grade hint image lecture question skill solution subject task topic"
+    ),
+    "vqav2/eval": (
+        "answer_type answers image image_id multiple_choice_answer question question_id question_type"
+    ),
     "textvqa/eval": (
         "answers flickr_300k_url flickr_original_url image image_classes image_height image_id "
         "image_width ocr_tokens question question_id question_tokens set_name"
