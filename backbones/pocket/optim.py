@@ -48,7 +48,10 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 updates = []
                 for parameter in parameters:
-                    buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                    state = self.state[parameter]
+                    if "momentum" not in state:
+                        state["momentum"] = torch.zeros_like(parameter)
+                    buffer = state["momentum"]
                     buffer.lerp_(parameter.grad, 1 - group["momentum"])
                     updates.append(parameter.grad.lerp(buffer, group["momentum"]))
                 step = group["lr"] * 0.2 * max(shape) ** 0.5

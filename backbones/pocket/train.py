@@ -1,7 +1,7 @@
 """The whole recipe of pocket-llava: vision tower, then projector and language model, then the checkpoint
 folder.
 
-    python -m backbones.pocket.train                 # about an hour and a half on two CPU cores; resumes
+    python -m backbones.pocket.train                 # 72 minutes on two CPU cores; resumes
     where it was
 
 Logs go to results/pocket-llava/training/, working files to build/pocket/.

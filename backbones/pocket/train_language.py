@@ -1,11 +1,12 @@
 """Stage 2: projector and language model learn to answer questions about a scene; the vision tower stays
 frozen.
 
-Many questions are packed behind one image. Each question sees the image and itself only, at the positions it
-has in a conversation of one turn, so a packed sequence trains exactly what is asked at evaluation. Scenes
-grow from few things to fourteen. For most of the training the language model is given only some visual tokens
-(all that lie on a thing and a random share of the background, at their original positions), which makes a
-step about three times cheaper; the last part gives it all 576, as at evaluation.
+First come drills of a few tokens (`drills`), then the benchmarks' questions, many packed behind one image.
+Each question sees the image and itself only, at the positions it has in a conversation of one turn, so a
+packed sequence trains exactly what is asked at evaluation. Scenes grow from few things to fourteen. For most
+of the training the language model is given only some visual tokens (all that lie on a thing and a random
+share of the background, at their original positions), which makes a step about three times cheaper; the last
+part gives it all 576, as at evaluation.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from backbones.pocket.drills import drills
 from backbones.pocket.optim import Clock, Optimiser, Run
 from backbones.pocket.shapes import llava_config
 from backbones.pocket.tokenizer import PROMPT_HEAD, PROMPT_TAIL, build_tokenizer
-from backbones.pocket.train_vision import hidden_states
+from backbones.pocket.train_vision import drawn, hidden_states
 from backbones.pocket.vision_labels import NAMES, SIDE, label_patches
 from harness.pocket8 import documents
-from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, TEXTURES, Scene, render, sample_scene
+from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, TEXTURES, Scene, sample_scene
 
 IGNORE = -100
 VISUAL_TOKENS = 576
@@ -108,7 +109,7 @@ class Questions(IterableDataset):
                 packs = [self._pack(scene, rng) for _ in range(PACKS)]
             if all(packs):
                 owner = torch.from_numpy(label_patches(scene)["owner"])
-                yield torch.from_numpy(np.asarray(render(scene)).transpose(2, 0, 1).copy()), owner, packs
+                yield drawn(scene), owner, packs
             index += step
 
 
@@ -265,9 +266,7 @@ def align(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFa
     inputs, targets = [], []
     for first in range(0, ALIGNMENT_SCENES, 16):
         scenes = [sample_scene("train", seed + 2, first + i, fewest=4) for i in range(16)]
-        images = torch.stack(
-            [torch.from_numpy(np.asarray(render(s)).transpose(2, 0, 1).copy()) for s in scenes]
-        )
+        images = torch.stack([drawn(s) for s in scenes])
         with torch.no_grad():
             features = hidden_states(model.model.vision_tower, images, None)[0][:, 1:]
         for scene, feature in zip(scenes, features):

@@ -35,13 +35,18 @@ from backbones.pocket.vision_labels import (
     label_image,
     label_patches,
 )
-from harness.pocket8.scenes import render, sample_scene
+from harness.pocket8.scenes import Scene, render, sample_scene
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 #: Share of the training that sees only some patches, and how many background patches those steps keep.
 SPARSE_UNTIL = 0.75
 BACKGROUND_KEPT = 56
+
+
+def drawn(scene: Scene) -> torch.Tensor:
+    """The scene's pixels, uint8 [3, 336, 336]."""
+    return torch.from_numpy(np.asarray(render(scene)).transpose(2, 0, 1).copy())
 
 
 class Scenes(IterableDataset):
@@ -54,7 +59,7 @@ class Scenes(IterableDataset):
         index = self.start
         while True:
             scene = sample_scene("train", self.seed, index, fewest=2)
-            image = torch.from_numpy(np.asarray(render(scene)).transpose(2, 0, 1).copy())
+            image = drawn(scene)
             labels = {k: torch.as_tensor(v) for k, v in (label_patches(scene) | label_image(scene)).items()}
             yield image, labels
             index += 1
