@@ -93,8 +93,9 @@ def test_mean_over_documents_is_not_the_count_at_the_mean(model):
 @pytest.mark.parametrize("budget", [16, 5])
 @pytest.mark.parametrize("method", ["vanilla", "random", "uniform", "downsample", "visionzip", "fastv"])
 def test_a_real_pruned_prefill_is_its_parts_plus_the_methods_own_work(backbone, method, budget):
-    from methods import registry
     from PIL import Image
+
+    from methods import registry
 
     counter = flops.ModelCounter(backbone.model)
     pruner = registry.build(method, budget=None if method == "vanilla" else budget)
