@@ -104,6 +104,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents) -> dic
             "documents": len(documents),
             "documents_in_file": documents.total,
             "limit": config.limit,
+            "blind": config.blind,
             "upstream_yaml": benchmark.yaml,
             "overrides": dict(benchmark.overrides),
             "comparable_to_paper": benchmark.comparable and not config.suite.synthetic,

@@ -13,17 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
+from PIL import Image
 
 from harness.answering import Question, answer, batches, capped
 from harness.errors import UserError
 from harness.journal import Answer, Journal
+
+GREY = (128, 128, 128)
 
 
 class PrunedModel(lmms):
     """lmms-eval chat adapter.
 
     row_of, image_of: (task name, doc_id) -> row number in the benchmark's file / identity of the image. Left
-    out, doc_id is the row, and every document counts as having an image of its own.
+    out, doc_id is the row, and every document counts as having an image of its own. blind: the model sees a
+    grey image of the same size in place of each image.
     """
 
     is_simple = False  # requests carry doc_to_messages, which feeds the processor's chat template
@@ -37,13 +41,14 @@ class PrunedModel(lmms):
         identity: Mapping[str, object],
         batch_size: int = 1,
         max_new_tokens: int | None = None,
+        blind: bool = False,
         row_of: Callable[[str, int], int] = lambda task, doc_id: doc_id,
         image_of: Callable[[str, int], str] = lambda task, doc_id: f"{task}/{doc_id}",
     ):
         super().__init__()
         self.backbone, self.pruner, self.journal = backbone, pruner, journal
         self.identity, self.batch_size, self.max_new_tokens = dict(identity), batch_size, max_new_tokens
-        self._row_of, self._image_of = row_of, image_of
+        self.blind, self._row_of, self._image_of = blind, row_of, image_of
 
     @property
     def device(self):
@@ -79,7 +84,7 @@ class PrunedModel(lmms):
                 raise UserError(
                     f"{task} document {doc_id} has {len(pictures)} images; this program takes exactly one"
                 )
-            images += pictures
+            images += [Image.new("RGB", p.size, GREY) for p in pictures] if self.blind else pictures
             texts.append("".join(c["text"] for c in message["content"] if c["type"] == "text"))
         return self.backbone.inputs(images, texts)
 

@@ -152,6 +152,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="folder of parquet files (default: the shipped Pocket-8, drawn on first use)",
     )
     what.add_argument(
+        "--blind",
+        action="store_true",
+        help="replace every image by a grey one: what guessing from the question alone scores",
+    )
+    what.add_argument(
         "--seed", type=int, default=0, help="seed of random methods and of the bootstrap (default 0)"
     )
     what.add_argument("--list", action="store_true", help="list methods, tasks and backbones, and exit")
@@ -185,7 +190,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="prefills timed for each method and budget (default 15)",
     )
     how.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for results (default results/runs/BACKBONE)"
+        "--out", type=Path, metavar="DIR", help="folder for results (default results/runs/BACKBONE[-blind])"
     )
     how.add_argument(
         "--fresh",
@@ -211,7 +216,7 @@ def _config(options: argparse.Namespace):
         budgets=budgets,
         benchmarks=benchmarks,
         methods=tuple(split_specs(options.methods)),
-        out=options.out or Path("results", "runs", Path(options.backbone).name),
+        out=options.out or Path("results", "runs", Path(options.backbone).name + "-blind" * options.blind),
         backbone=options.backbone,
         suite=POCKET8,
         data=options.data,
@@ -223,6 +228,7 @@ def _config(options: argparse.Namespace):
         seed=options.seed,
         latency_repeats=options.latency_repeats,
         max_new_tokens=options.max_new_tokens,
+        blind=options.blind,
     )
 
 
@@ -276,10 +282,9 @@ def _device(text: str) -> str:
 
 
 def _list() -> int:
-    from methods import registry
-
     import backbones
     from harness.tasks import BENCHMARKS
+    from methods import registry
 
     print("methods (--methods NAME:parameter=value,...):")
     for name, cls in registry.available().items():

@@ -38,6 +38,7 @@ class RunConfig:
     seed: int = 0
     latency_repeats: int = 15
     max_new_tokens: int | None = None
+    blind: bool = False
 
     @property
     def token_cap(self) -> int:
@@ -180,6 +181,7 @@ def make_cell(
             "dtype": config.dtype,
             "device": config.device.partition(":")[0],
             "max_new_tokens": config.token_cap,
+            **({"blind": True} if config.blind else {}),
             "versions": {name: versions[name] for name in ("torch", "transformers", "lmms-eval")},
         }
     )

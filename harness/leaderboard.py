@@ -243,6 +243,8 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
         "Prefill: median ms, batch size 1, from pixels to the first token's logits, methods measured in "
         f"turn, {config.latency_repeats} times ({', '.join(sessions)}); speed-up to vanilla in that session.",
     ]
+    if config.blind:
+        lines.insert(1, "**Blind**: every image was replaced by a grey one of its size (--blind).")
     if config.suite.synthetic:
         lines.append("The images are drawn, so no number here compares with the paper's tables.")
     else:

@@ -111,6 +111,7 @@ class Session:
             identity={"cell": identity},
             batch_size=self.config.batch_size,
             max_new_tokens=self.config.token_cap,
+            blind=self.config.blind,
             row_of=lambda task, doc_id: documents.numbers[doc_id],
             image_of=lambda task, doc_id: documents.image_ids[doc_id],
         )

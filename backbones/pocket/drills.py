@@ -8,18 +8,83 @@ A benchmark's question is 15 to 40 tokens long and has one answer to learn from;
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from harness.pocket8.facts import CATEGORY_OF, CLEAR_GAP
-from harness.pocket8.scenes import COLOURS, SHAPES, WORDS, Scene
+from backbones.pocket.tokenizer import PROMPT_TAIL
+from harness.pocket8 import documents
+from harness.pocket8.facts import CATEGORIES, CATEGORY_OF, CLEAR_GAP, NUMBERS, Fact
+from harness.pocket8.scenes import COLOURS, DIGITS, IMAGE_SIZE, SHAPES, SIZES, TEXTURES, WORDS, Scene
 
-Drill = tuple[str, str, str]  # kind, question, answer
+
+@dataclass(frozen=True)
+class Drill:
+    """A question in pieces of text, each with what the model shall think of at its end (None: nothing); the
+    last piece's thought is the answer it gives.
+
+    The thoughts in between are only trained, never said: the model reads its prompt at once. They pay where
+    an answer takes several steps, as with lettered options.
+    """
+
+    kind: str
+    pieces: tuple[tuple[str, str | None], ...]
+
+    @classmethod
+    def plain(cls, kind: str, question: str, answer: str) -> Drill:
+        return cls(kind, ((question, answer),))
 
 
-def drills(scene: Scene, rng: np.random.Generator, most: int = 48) -> list[Drill]:
-    """Up to `most` drills about a scene, in random order."""
-    found: list[Drill] = []
+KINDS = (
+    "hop", "colour", "texture", "size", "shape", "word", "digit", "category", "place", "side", "height",
+    "exists", "written", "count", "pick", "choose",
+)  # fmt: skip
+#: What the options of one question are drawn from, as in the benchmarks.
+DOMAINS = (
+    tuple(COLOURS), SHAPES, TEXTURES, SIZES, WORDS, DIGITS, NUMBERS, tuple(CATEGORIES), ("left", "right"),
+    ("above", "below"),
+)  # fmt: skip
+
+
+def _lettered(fact: Fact, kind: str, rng: np.random.Generator) -> Drill:
+    """The options of a fact in one of the two languages, after its question or ("pick") its answer."""
+    options = documents.options_of(fact, rng)
+    chinese = rng.random() < 0.5
+    shown = [documents.in_chinese(o) for o in options] if chinese else options
+    listed = tuple(
+        (f"\n{letter}. {text}", letter if option == fact.answer else "no")
+        for letter, text, option in zip(documents.LETTERS, shown, options)
+    )
+    tail = (documents.LETTER_ANSWER_CN if chinese else documents.LETTER_ANSWER) + PROMPT_TAIL
+    ask = f" {fact.answer}" if kind == "pick" else "\n" + (fact.chinese if chinese else fact.question)
+    letter = documents.LETTERS[options.index(fact.answer)]
+    return Drill(kind, ((ask, None if kind == "pick" else fact.answer), *listed, (tail, letter)))
+
+
+#: What drills beside questions ask: what is learnt slowest from questions alone.
+SLOW = ("place", "side", "height", "word", "digit", "category", "size", "count")
+
+
+def picks(rng: np.random.Generator, most: int) -> list[Drill]:
+    """Which option is this word? Teaches the way from an option to its letter; needs no image."""
+    found = []
+    for _ in range(most):
+        domain = DOMAINS[int(rng.integers(len(DOMAINS)))]
+        answer = domain[int(rng.integers(len(domain)))]
+        found.append(_lettered(Fact("pick", "", "", answer, domain), "pick", rng))
+    return found
+
+
+def chooses(scene: Scene, rng: np.random.Generator, most: int) -> list[Drill]:
+    """Questions with lettered options, in a few words."""
+    facts = [documents.first_fact(scene, rng, documents.CHOICE_FACTS) for _ in range(most)]
+    return [_lettered(fact, "choose", rng) for fact in facts if fact is not None]
+
+
+def drills(scene: Scene, rng: np.random.Generator, most: int, kinds: Sequence[str] = KINDS) -> list[Drill]:
+    """Up to `most` drills of some kinds about a scene, in random order."""
+    found: list[tuple[str, str, str]] = []
     names = Counter(t.name for t in scene.things)
     colours = {
         kind: Counter(t.colour for t in scene.things if t.kind == kind)
@@ -43,6 +108,11 @@ def drills(scene: Scene, rng: np.random.Generator, most: int = 48) -> list[Drill
             if t.kind == "word":
                 found.append(("category", f" {t.colour} word name", CATEGORY_OF[t.name]))
     for first in unique:
+        for at, (low, high) in zip(first.centre, (("left", "right"), ("above", "below"))):
+            if abs(at - IMAGE_SIZE / 2) >= CLEAR_GAP / 2:
+                found.append(
+                    ("place", f" {low} {high} {first.name}", low if at < IMAGE_SIZE / 2 else high)
+                )
         second = unique[int(rng.integers(len(unique)))]
         dx, dy = (a - b for a, b in zip(first.centre, second.centre))
         if abs(dx) >= CLEAR_GAP:
@@ -66,4 +136,5 @@ def drills(scene: Scene, rng: np.random.Generator, most: int = 48) -> list[Drill
             found.append(
                 ("count", f" many {'crosses' if name == 'cross' else name + 's'}", str(shapes[name]))
             )
-    return [found[int(i)] for i in rng.permutation(len(found))[:most]]
+    found = [drill for drill in found if drill[0] in kinds]
+    return [Drill.plain(*found[int(i)]) for i in rng.permutation(len(found))[:most]]

@@ -75,7 +75,7 @@ class Optimiser:
                     is_hidden = parameter.ndim == 2 and any(part in name for part in hidden)
                     (matrices if is_hidden else others).append(parameter)
         self.parameters = matrices + others
-        self.lrs = (lr, other_lr)
+        self.lrs, self.steps = (lr, other_lr), 0
         self.optimisers = [
             Muon(matrices, lr=lr, weight_decay=0.02),
             torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
@@ -88,6 +88,9 @@ class Optimiser:
             if progress < warmup
             else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         )
+        # The moments start empty after every resume too.
+        self.steps += 1
+        scale *= min(1.0, self.steps / 50)
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser, lr in zip(self.optimisers, self.lrs):
             for group in optimiser.param_groups:

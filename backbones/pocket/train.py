@@ -1,8 +1,7 @@
 """The whole recipe of pocket-llava: vision tower, then projector and language model, then the checkpoint
 folder.
 
-    python -m backbones.pocket.train                 # 72 minutes on two CPU cores; resumes
-    where it was
+    python -m backbones.pocket.train                 # two hours on two CPU cores; resumes where it was
 
 Logs go to results/pocket-llava/training/, working files to build/pocket/.
 """
@@ -21,7 +20,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vision-minutes", type=float, default=24)
-    parser.add_argument("--language-minutes", type=float, default=48)
+    parser.add_argument("--language-minutes", type=float, default=90)
     parser.add_argument("--build", type=Path, default=Path("build/pocket"))
     parser.add_argument("--target", type=Path, default=CHECKPOINT)
     parser.add_argument("--seed", type=int, default=0)

@@ -27,7 +27,7 @@ TASKS = ("gqa", "mmbench_en", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2",
 Row = dict[str, object]
 
 
-def _first(scene: Scene, rng: np.random.Generator, samplers) -> Fact | None:
+def first_fact(scene: Scene, rng: np.random.Generator, samplers) -> Fact | None:
     """The first fact found, trying the samplers in random order."""
     for i in rng.permutation(len(samplers)):
         fact = samplers[int(i)](scene, rng)
@@ -36,7 +36,7 @@ def _first(scene: Scene, rng: np.random.Generator, samplers) -> Fact | None:
     return None
 
 
-def _options(fact: Fact, rng: np.random.Generator) -> list[str]:
+def options_of(fact: Fact, rng: np.random.Generator) -> list[str]:
     """Two to four options in random order, the right one among them."""
     wrong = [v for v in fact.domain if v != fact.answer]
     most = min(3, len(wrong))
@@ -46,7 +46,7 @@ def _options(fact: Fact, rng: np.random.Generator) -> list[str]:
 
 
 def gqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
-    fact = _first(
+    fact = first_fact(
         scene, rng, (facts.colour, facts.shape, facts.texture, facts.size, facts.relation, facts.relation)
     )
     if fact is None:
@@ -62,13 +62,13 @@ def gqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
 
 def vqav2(scene: Scene, rng: np.random.Generator) -> list[Row]:
     if rng.random() < 0.35:
-        claim = _first(scene, rng, (facts.claim_colour, facts.claim_existence, facts.claim_count))
+        claim = first_fact(scene, rng, (facts.claim_colour, facts.claim_existence, facts.claim_count))
         if claim is None:
             return []
         answer = pick(rng, ("yes", "no"))
         question, kind = claim.true if answer == "yes" else claim.false, "yes/no"
     else:
-        fact = _first(scene, rng, (facts.count, facts.colour, facts.text_colour, facts.shape))
+        fact = first_fact(scene, rng, (facts.count, facts.colour, facts.text_colour, facts.shape))
         if fact is None:
             return []
         question, answer, kind = fact.question, fact.answer, "number" if fact.topic == "count" else "other"
@@ -86,7 +86,7 @@ def vqav2(scene: Scene, rng: np.random.Generator) -> list[Row]:
 
 
 def textvqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
-    fact = _first(scene, rng, (facts.read_word, facts.read_word, facts.read_word, facts.read_digit))
+    fact = first_fact(scene, rng, (facts.read_word, facts.read_word, facts.read_word, facts.read_digit))
     if fact is None:
         return []
     question = fact.question.lower()
@@ -120,7 +120,7 @@ def mme(scene: Scene, rng: np.random.Generator, category: str | None = None) -> 
     ]
 
 
-_CHOICE_FACTS = (
+CHOICE_FACTS = (
     facts.colour,
     facts.shape,
     facts.texture,
@@ -137,16 +137,24 @@ _L2 = {
 }
 
 
+_DIRECTIONS_CN = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
+
+
+def in_chinese(option: str) -> str:
+    """An option as MMBench-CN shows it (digits stay digits)."""
+    return CHINESE.get(option, _DIRECTIONS_CN.get(option, option))
+
+
 def mmbench(scene: Scene, rng: np.random.Generator, chinese: bool) -> list[Row]:
     """One base question as its circular copies, MMBench's way: rotation r is row r."""
-    fact = _first(scene, rng, _CHOICE_FACTS)
+    fact = first_fact(scene, rng, CHOICE_FACTS)
     if fact is None:
         return []
-    options = _options(fact, rng)
+    options = options_of(fact, rng)
     rows = []
     for r in range(len(options)):
         rotated = options[r:] + options[:r]
-        shown = [CHINESE.get(o, _DIRECTIONS_CN.get(o, o)) for o in rotated] if chinese else rotated
+        shown = [in_chinese(o) for o in rotated] if chinese else rotated
         cells = dict(zip(LETTERS, shown + ["nan"] * 4))
         rows.append(
             dict(
@@ -162,12 +170,11 @@ def mmbench(scene: Scene, rng: np.random.Generator, chinese: bool) -> list[Row]:
     return rows
 
 
-_DIRECTIONS_CN = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
 _HINTS = ("", "The image shows objects and written words.", "A scene with objects.")
 
 
 def scienceqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
-    fact = _first(
+    fact = first_fact(
         scene,
         rng,
         (
@@ -182,7 +189,7 @@ def scienceqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
     )
     if fact is None:
         return []
-    choices = _options(fact, rng)
+    choices = options_of(fact, rng)
     return [
         dict(
             question=fact.question,

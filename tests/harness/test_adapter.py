@@ -57,6 +57,21 @@ def test_errors_are_not_answers(backbone, tiny_data, tmp_path):
         evaluate(model, [build(Documents(BENCHMARKS["pope"], tiny_data, "eval", 2))])
 
 
+def test_a_blind_model_sees_grey(backbone, tiny_data, tmp_path):
+    documents = Documents(BENCHMARKS["gqa"], tiny_data, "eval", 2)
+    task = build(documents)
+    with silenced():
+        task.build_all_requests()
+    seen = {}
+    for blind in (False, True):
+        model = PrunedModel(backbone, None, Journal(tmp_path / f"{blind}"), identity={}, blind=blind)
+        model.task_dict["gqa"] = task.dataset
+        seen[blind] = model.inputs(task.instances)
+    assert seen[True]["input_ids"].equal(seen[False]["input_ids"])
+    grey = seen[True]["pixel_values"]
+    assert (grey == grey[:1, :, :1, :1]).all() and not (seen[False]["pixel_values"] == grey).all()
+
+
 def test_repr_is_stable_and_tells_configurations_apart():
     one, same, other = (PrunedModel(None, None, None, identity=i) for i in ({"a": 1}, {"a": 1}, {"a": 2}))
     assert repr(one) == repr(same) != repr(other)
