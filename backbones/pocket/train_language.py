@@ -12,7 +12,6 @@ part gives it all 576, as at evaluation.
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -36,17 +35,17 @@ from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, TEXTURES, Scene, 
 
 IGNORE = -100
 VISUAL_TOKENS = 576
-SPARSER_UNTIL, SPARSE_UNTIL = 0.5, 0.8
+SPARSER_UNTIL, SPARSE_UNTIL = 0.6, 0.82
 BACKGROUND_KEPT = 40
 #: Questions a task an image in one pack, once the drills are over.
 QUESTIONS = {
-    "gqa": 3, "mmbench_en": 3, "mmbench_cn": 3, "mme": 4, "pope": 1, "scienceqa": 3, "vqav2": 3, "textvqa": 2,
+    "gqa": 3, "mmbench_en": 2, "mmbench_cn": 3, "mme": 4, "pope": 1, "scienceqa": 2, "vqav2": 3, "textvqa": 2,
 }  # fmt: skip
 DRILLS_UNTIL = 0.2
 #: Questions with lettered options start late: drills teach letters at a third of the tokens.
 LETTERED, LETTERED_FROM = ("mmbench_en", "mmbench_cn", "scienceqa"), 0.4
 #: Drills beside the questions: of a scene, picks, chooses; before and after lettered questions start.
-BESIDE, BESIDE_LATER = (20, 20, 6), (12, 6, 4)
+BESIDE, BESIDE_LATER = (36, 20, 6), (36, 4, 2)
 #: Every image's features serve this many packs of fresh questions.
 PACKS = 4
 FULL_SCENES_FROM = 0.15
@@ -266,8 +265,10 @@ def initialise(model: LlavaForConditionalGeneration) -> None:
 def align(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, seed: int) -> float:
     """Teach the projector alone to put a patch where the words for its thing are in the embedding space.
 
-    A patch's target is the sum of the embeddings of its thing's name, colour, texture and size, and of a
-    fixed code of where the thing's centre lies. Returns the share of the targets' variance that is explained.
+    A patch's target is the sum of the embeddings of its thing's name, colour, texture and size, and of the
+    words for where its centre lies, in proportion to how far it lies from the middle. (With an arbitrary code
+    of the position instead, nothing learnt to say "left" in 2,000 steps.) Returns the share of the targets'
+    variance that is explained.
     """
     embeddings = model.model.language_model.embed_tokens.weight.detach()
 
@@ -282,8 +283,8 @@ def align(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFa
         "size": table(SIZES),
     }
     generator = torch.Generator().manual_seed(seed)
-    waves = torch.tensor([0.5, 1.0, 2.0, 4.0])
-    code = torch.randn(4 * len(waves), embeddings.shape[1], generator=generator) * 0.25
+    words = table(("left", "right", "above", "below"))
+    axes = torch.stack([words[0] - words[1], words[2] - words[3]])
     inputs, targets = [], []
     for first in range(0, ALIGNMENT_SCENES, 16):
         scenes = [sample_scene("train", seed + 2, first + i, fewest=4) for i in range(16)]
@@ -298,8 +299,7 @@ def align(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFa
                 torch.arange(SIDE * SIDE)[on_thing] % SIDE,
             )
             centre = (labels["offset"][on_thing] + torch.stack([columns, rows], 1) + 0.5) / SIDE
-            angles = math.pi * centre[..., None] * waves
-            target = torch.cat([angles.sin(), angles.cos()], -1).flatten(1) @ code
+            target = 2 * (0.5 - centre) @ axes
             for key, vectors in tables.items():
                 target += vectors[labels[key][on_thing].clamp(min=-1)]
             inputs.append(feature[on_thing])
