@@ -59,9 +59,8 @@ class LayerSide:
         self._prompt = prompt
         self._after: list[_AfterCut] = []
         self._previous: tuple[Tensor, Rotary] | None = None
-        self._rows = {
-            stage.rows: self._choose_rows(stage.rows, embeds) for stage in self.stages if stage.rows
-        }
+        choosers = {stage.rows for stage in self.stages if stage.rows}  # stages may share one: asked once
+        self._rows = {choose: self._choose_rows(choose, embeds) for choose in choosers}
 
     def forget(self) -> None:
         """Drop all tensors."""

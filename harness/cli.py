@@ -56,8 +56,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--report", type=Path, metavar="FILE", help="JSON file to write (default OUT/sweep_bench.json)"
     )
 
+    _add_flops_options(
+        commands.add_parser("flops", help="FLOPs of every method at true 7B and 13B shapes, without weights")
+    )
+    _add_check_options(
+        commands.add_parser("check", help="published numbers and our own under watch; exit code 1: one fails")
+    )
+
+    from harness import learned
+
+    trained = learned.add_commands(commands)
     options = parser.parse_args(arguments)
-    return _guard(lambda: _COMMANDS[options.command](options))
+    return _guard(lambda: (_COMMANDS | trained)[options.command](options))
+
+
+def _add_flops_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", default="llava-1.5-7b", metavar="NAME", help="one of backbones/shapes")
+    parser.add_argument("--budget", nargs="+", default=["192", "128", "64"], metavar="N", help="as in run")
+    parser.add_argument("--methods", default="all", metavar="LIST", help="as in run")
+    parser.add_argument(
+        "--text-tokens", type=_positive, default=62, metavar="N", help="length of the text (default 62)"
+    )
+    parser.add_argument(
+        "--image-size", type=_positive, metavar="PX", help="side of the image, for backbones that take any"
+    )
+    parser.add_argument(
+        "--visual-only-macs",
+        action="store_true",
+        help="also the theoretical column of other papers: LLM layers on visual tokens alone, 1 per MAC",
+    )
+
+
+def _add_check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="RUN_FOLDER", help="default: the runs committed in results/"
+    )
+    parser.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="run to compare with (default: the committed one)"
+    )
+    parser.add_argument("--all", action="store_true", help="print what agrees, too")
+    parser.add_argument("--github", action="store_true", help="print annotations for GitHub's checks as well")
+
+
+def _flops(options: argparse.Namespace) -> int:
+    from harness import flops_report
+    from harness.config import parse_budget
+
+    budgets, specs = [parse_budget(b) for b in options.budget], split_specs(options.methods)
+    return flops_report.run(
+        options.backbone, budgets, specs, options.text_tokens, options.image_size, options.visual_only_macs
+    )
+
+
+def _check(options: argparse.Namespace) -> int:
+    from harness import check
+
+    return check.run(options.folders, options.baseline, options.github, options.all)
 
 
 def _parity(options: argparse.Namespace) -> int:
@@ -85,6 +139,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "parity": _parity,
     "sweep-bench": _sweep_bench,
+    "flops": _flops,
+    "check": _check,
 }
 
 

@@ -104,7 +104,11 @@ def method_at(spec: str, budget: Budget | None, seed: int) -> Method:
 
 @functools.cache
 def source_digest(cls: type) -> str:
-    """Digest of the source files of a method's class and its bases, so that an edited method is run again."""
+    """Digest of the source files of a method's class and its bases, so that an edited method is run again.
+
+    A class that stands in a package's `__init__` counts with all modules of the package, not with those of
+    sub-packages (a learned method's training code).
+    """
     total = hashlib.sha256()
     for base in cls.__mro__:
         module = sys.modules.get(base.__module__)
@@ -112,6 +116,9 @@ def source_digest(cls: type) -> str:
             continue
         try:
             total.update(inspect.getsource(module).encode())
+            for folder in getattr(module, "__path__", ()):
+                for path in sorted(Path(folder).glob("*.py")):
+                    total.update(path.read_bytes())
         except (OSError, TypeError):  # defined in a prompt: nothing to read, its parameters must do
             total.update(base.__qualname__.encode())
     return total.hexdigest()[:16]

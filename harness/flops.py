@@ -8,7 +8,7 @@ methods. The vision tower (with its unused last layer, which really runs) and th
 
 fvcore counts 1 for a MAC and lacks scaled-dot-product attention: `_attention_macs` supplies it, grouped heads
 included (the heads are the query's). `torch.utils.flop_counter` counts 2 for a MAC; it serves here to measure
-the method's own work around a real prefill. `closed_form_layer` is the third, independent count; the tests
+the method's own work around a real prefill. `harness.closed_form` is the third, independent count; the tests
 hold all three against each other to the last MAC.
 """
 
@@ -23,6 +23,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from harness.closed_form import windows
+from harness.errors import UserError
 
 
 def _attention_macs(inputs, outputs) -> int:
@@ -84,21 +87,26 @@ class _EncoderLayer(nn.Module):
 
 
 class ModelCounter:
-    """Counts the parts of a LLaVA-family model from its shapes alone (a model on the meta device will do)."""
+    """Counts the parts of a model from its shapes alone (a model on the meta device will do).
+
+    This class knows LLaVA's family; `counter_for` finds the one for any supported model.
+    """
 
     def __init__(self, model: nn.Module):
-        inner = model.model
         self.text = model.config.get_text_config()
         self.vision = model.config.vision_config
         with torch.device("meta"):
-            self._decoder = _DecoderLayer(type(inner.language_model.layers[0])(_sdpa(self.text), 0))
-            self._encoder = _EncoderLayer(type(inner.vision_tower.encoder.layers[0])(_sdpa(self.vision)))
-        self._projector = inner.multi_modal_projector
+            self._decoder = _DecoderLayer(type(model.model.language_model.layers[0])(_sdpa(self.text), 0))
+            self._add_vision(model.model)
         self.layers = self.text.num_hidden_layers
         self.head_dim = (
             getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
         )
         self.head = self.text.hidden_size * self.text.vocab_size
+
+    def _add_vision(self, inner: nn.Module) -> None:
+        self._encoder = _EncoderLayer(type(inner.vision_tower.encoder.layers[0])(_sdpa(self.vision)))
+        self._projector = inner.multi_modal_projector
 
     @functools.cache  # noqa: B019  one counter a run
     def decoder_layer(self, n: int) -> int:
@@ -133,27 +141,63 @@ class ModelCounter:
         return n * row
 
 
+class _WindowBlock(nn.Module):
+    """A block of Qwen2.5-VL's tower over attention windows of known sizes, for the tracer."""
+
+    def __init__(self, block: nn.Module, sizes: Sequence[int]):
+        super().__init__()
+        self.block = block
+        # on the host: the block splits by their values, which meta tensors have not
+        self.ends = torch.tensor([0, *sizes], device="cpu").cumsum(0)
+
+    def forward(self, hidden, cos, sin):
+        return self.block(hidden, cu_seqlens=self.ends, position_embeddings=(cos, sin))
+
+
+class WindowTowerCounter(ModelCounter):
+    """Qwen2.5-VL: grouped heads in the LLM, a tower with windowed attention, and its 2 x 2 merger as the
+    projector."""
+
+    def _add_vision(self, inner: nn.Module) -> None:
+        self._block = type(inner.visual.blocks[0])(_sdpa(self.vision))
+        self._merger = inner.visual.merger
+
+    @functools.cache  # noqa: B019
+    def tower(self, height: int, width: int) -> int:
+        """Patch convolution and every block, windowed or full, on one image of that many pixels."""
+        v = self.vision
+        n = (height // v.patch_size) * (width // v.patch_size)
+        hidden = torch.empty(n, v.hidden_size, device="meta")
+        cos = torch.empty(n, v.hidden_size // v.num_heads, device="meta")
+        full = len(v.fullatt_block_indexes)
+        inside, all_of_it = (
+            traced_macs(_WindowBlock(self._block, sizes), hidden, cos, cos)
+            for sizes in (windows(v, height, width), [n])
+        )
+        # by hand: torch 2.15 cannot trace a convolution on the meta device
+        convolution = n * v.in_channels * v.temporal_patch_size * v.patch_size**2 * v.hidden_size
+        return convolution + (v.depth - full) * inside + full * all_of_it
+
+    @functools.cache  # noqa: B019
+    def projector(self, n: int) -> int:
+        """The merger, for n visual tokens out of it."""
+        patches = self.vision.spatial_merge_size**2
+        return n * traced_macs(self._merger, torch.empty(patches, self.vision.hidden_size, device="meta"))
+
+
+def counter_for(model: nn.Module) -> ModelCounter:
+    """The counter of a model's family. Raises UserError if there is none."""
+    counters = {"llava": ModelCounter, "qwen2_5_vl": WindowTowerCounter}
+    kind = model.config.model_type
+    if kind not in counters:
+        raise UserError(f"FLOPs of family {kind!r} cannot be counted; known: {', '.join(counters)}")
+    return counters[kind](model)
+
+
 def _sdpa(config):
     config = type(config).from_dict(config.to_dict())
     config._attn_implementation = "sdpa"
     return config
-
-
-def closed_form_layer(config, n: int) -> int:
-    """MAC of one Llama-like decoder layer on n tokens: n(2d² + 2d·d_kv + 3dm) + 2n²d (d: query width)."""
-    d, m = config.hidden_size, config.intermediate_size
-    head = getattr(config, "head_dim", None) or d // config.num_attention_heads
-    query, kv = head * config.num_attention_heads, head * config.num_key_value_heads
-    return n * (2 * d * query + 2 * d * kv + 3 * d * m) + 2 * n * n * query
-
-
-def closed_form_tower(config, height: int, width: int) -> int:
-    """MAC of a CLIP tower: patch convolution, then per layer n(4d² + 2dm) + 2n²d with n = patches + CLS."""
-    d, m, p = config.hidden_size, config.intermediate_size, config.patch_size
-    patches = (height // p) * (width // p)
-    n = patches + 1
-    layer = n * (4 * d * d + 2 * d * m) + 2 * n * n * d
-    return patches * config.num_channels * p * p * d + config.num_hidden_layers * layer
 
 
 @dataclass(frozen=True)

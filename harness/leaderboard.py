@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from harness.stats import Units, resampled_sums
 from harness.tasks import BENCHMARKS
 
 MISSING = "–"
+#: behind a method's name in the tables: the caption has a footnote on it
+FOOTNOTE = "†"
 
 
 def publish(session: Session, outcome) -> str:
@@ -183,8 +185,20 @@ def _joined(pattern: str, *columns: list[str]) -> list[str]:
     return [MISSING if MISSING in values else pattern.format(*values) for values in zip(*columns)]
 
 
+def notes(specs: Iterable[str]) -> dict[str, str]:
+    """The footnotes of those methods that have one, by spec (`Pruner.note`)."""
+    from methods import registry
+
+    return {spec: note for spec in specs if (note := registry.build(spec).note)}
+
+
+def _labels(rows: pd.DataFrame) -> list[str]:
+    noted = notes(rows["method"])
+    return [f"{spec} {FOOTNOTE}" if spec in noted else spec for spec in rows["method"]]
+
+
 def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
-    body = {"Method": list(rows["method"])}
+    body = {"Method": _labels(rows)}
     for b in config.benchmarks:
         scores = _column(rows, b.name, ".0f" if b.unit == "points" else ".1f")
         body[b.title] = ["failed" if b.name in failed else s for failed, s in zip(rows["failed"], scores)]
@@ -205,7 +219,7 @@ def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> d
 
 
 def _costs(rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
-    body = {"Method": list(rows["method"])}
+    body = {"Method": _labels(rows)}
     for part in ("vision", "selection", "llm"):
         body[f"{part} ms"] = _column(rows, part, ".2f")
     body["prefill ms p10–p90"] = _joined(
@@ -243,6 +257,9 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
         "Prefill: median ms, batch size 1, from pixels to the first token's logits, methods measured in "
         f"turn, {config.latency_repeats} times ({', '.join(sessions)}); speed-up to vanilla in that session.",
     ]
+    specs = dict.fromkeys(r["method"]["spec"] for r in outcome.efficiency)
+    lines += [f"{FOOTNOTE} {spec}: {note}." for spec, note in notes(specs).items()]
+    lines += [f"Left out: {line}." for line in outcome.left_out]
     if config.blind:
         lines.insert(1, "**Blind**: every image was replaced by a grey one of its size (--blind).")
     if config.suite.synthetic:

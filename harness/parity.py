@@ -10,6 +10,8 @@ method with `vectors.safetensors`:
     kept.{label}.{i}.layer{R}    the same after each cut, by ascending R (optional)
     features.{label}.{i}         [n, width], the tokens that enter the LLM, before or behind the projector
                                  (optional)
+    greedy_{mode}.{label}.{i}    tokens by another decoding of the released code than the one followed: left
+                                 out
 
 In `kept`, a number beyond the image's tokens names a token that the method made (see its docstring; ours is
 the negative of it); such tokens may be left out at its end. `label` says how the method was set: a budget, or
@@ -17,7 +19,7 @@ a budget and a suffix or prefix (`SETTINGS`); a prefix may stand in front of the
 `{prefix}.greedy.{label}.{i}`. `vanilla` is the unpruned model. Recordings that have a twin with prefix
 `nonoise` hang on a random draw of the released code and are left out. Every recording is made again through
 the public path, `with pruner(model): model.generate(...)`, alone and in one left-padded batch with the other
-inputs of its label.
+inputs of its label. Whatever is not compared gets a line that says why; it is no failure.
 """
 
 from __future__ import annotations
@@ -71,17 +73,34 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """One recording against our run of it. difference: largest of a logit, None where none was recorded."""
+    """One recording against our run of it. batched: None where the label has no other input for a batch."""
 
     method: str
     label: str
     sample: int
     alone: Agreement
-    batched: Agreement
+    batched: Agreement | None
 
     @property
     def agrees(self) -> bool:
-        return self.alone.ok and self.batched.ok
+        return self.alone.ok and (self.batched is None or self.batched.ok)
+
+    def __str__(self) -> str:
+        batched = "left out: a single input" if self.batched is None else self.batched
+        verdict = "" if self.agrees else "  DISAGREES"
+        return f"{self.method:12} {self.label:>22} {self.sample:5}   {self.alone}   {batched}{verdict}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that is not compared. label: empty for a whole method."""
+
+    method: str
+    label: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.method:12} {self.label:>22} {'':5}   left out: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -118,32 +137,49 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
     model, inputs = _load(golden)
     columns = "alone: kept, tokens, |logit|, |feature|"
     print(f"{'method':12} {'budget':>22} {'input':>5}   {columns}   in a batch")
-    failed = rows = 0
+    failed = rows = left_out = 0
+    specs: set[str] = set()
     for name in names:
         if name not in registry.available():
             print(f"{name:12} no method of this name is registered: DISAGREES")
             failed += 1
             continue
         for row in check(model, inputs, name, _load_vectors(golden / name)):
+            print(row, flush=True)
+            if isinstance(row, LeftOut):
+                left_out += 1
+                continue
             rows += 1
             failed += isinstance(row, str) or not row.agrees
-            print(row if isinstance(row, str) else _line(row), flush=True)
+            if isinstance(row, Row):
+                specs.add(setting_of(name, row.label).spec)
     if not rows:
         raise UserError(
-            f"{golden} holds no recordings; see the docstring of harness/parity.py for the layout"
+            f"{golden} holds no recordings to compare; see the docstring of harness/parity.py for the layout"
         )
-    print(f"{rows} rows, {failed} disagree" if failed else f"{rows} rows, all agree")
+    if methods is None:
+        for line in _without_recordings(registry.available(), specs):
+            left_out += 1
+            print(line)
+    verdict = f"{failed} disagree" if failed else "all agree"
+    print(f"{rows} rows, {verdict}" + (f"; left out: {left_out}, see above" if left_out else ""))
     return 1 if failed else 0
 
 
-def _line(row: Row) -> str:
-    verdict = "" if row.agrees else "  DISAGREES"
-    return f"{row.method:12} {row.label:>22} {row.sample:5}   {row.alone}   {row.batched}{verdict}"
+def _without_recordings(methods: Iterable[str], specs: Iterable[str]) -> Iterator[LeftOut]:
+    """The methods that none of the compared `specs` is about, and those that were only compared with other
+    than their default settings."""
+    for name in methods:
+        settings = sorted(spec.partition(":")[2] for spec in specs if spec.partition(":")[0] == name)
+        if not settings:
+            yield LeftOut(name, "", "no recordings of it here")
+        elif settings[0]:
+            yield LeftOut(name, "default settings", f"recorded are {', '.join(settings)} alone")
 
 
 def check(
     model, inputs: Mapping[int, Sample], method: str, vectors: Mapping[str, torch.Tensor]
-) -> Iterator[Row | str]:
+) -> Iterator[Row | LeftOut | str]:
     """Rows of one method's recordings; a line of text for a label that cannot be read."""
     vectors = {_prefix_to_label(key): tensor for key, tensor in vectors.items()}
     recorded: dict[str, list[int]] = {}
@@ -151,9 +187,8 @@ def check(
         if found := re.fullmatch(r"greedy\.(.+)\.(\d+)", key):
             recorded.setdefault(found[1], []).append(int(found[2]))
     for label in sorted(recorded, key=lambda label: (label != "vanilla", label)):
-        if any(re.fullmatch(pattern, label) for pattern, _ in NOT_REPRODUCED.get(method, ())):
-            continue
-        if f"nonoise.{label}" in recorded:
+        if why := _reason_to_leave_out(method, label, recorded):
+            yield LeftOut(method, label, why)
             continue
         setting = setting_of(method, label)
         if setting is None:
@@ -165,10 +200,24 @@ def check(
             raise UserError(
                 f"{method}: recordings of {label} refer to input {missing[0]}, which inputs.safetensors lacks"
             )
-        together = _run(model, setting, [inputs[i] for i in samples], vectors, samples)
+        together: list[Agreement | None] = [None]
+        if len(samples) > 1:
+            together = [*_run(model, setting, [inputs[i] for i in samples], vectors, samples)]
         for i, batched in zip(samples, together):
             (alone,) = _run(model, setting, [inputs[i]], vectors, [i])
             yield Row(method, label, i, alone, batched)
+    other = {found.groups() for key in vectors if (found := re.fullmatch(r"greedy_(\w+)\.(.+)\.\d+", key))}
+    for mode, label in sorted(other):
+        yield LeftOut(method, f"greedy_{mode}.{label}", "another decoding of the released code than ours")
+
+
+def _reason_to_leave_out(method: str, label: str, recorded: Iterable[str]) -> str | None:
+    for pattern, why in NOT_REPRODUCED.get(method, ()):
+        if re.fullmatch(pattern, label):
+            return why
+    if f"nonoise.{label}" in recorded:
+        return f"hangs on a random draw of the released code; see nonoise.{label}"
+    return None
 
 
 def setting_of(method: str, label: str) -> Setting | None:

@@ -18,19 +18,25 @@ from harness.session import Session
 @dataclass
 class Outcome:
     """What a run did: the cells' and the efficiency records in table order, how many cells were re-used and
-    computed, and the records of what failed."""
+    computed, the records of what failed, and a line for each method that could not do a budget."""
 
     cells: list[dict]
     efficiency: list[dict]
     reused: int
     computed: int
     failed: list[dict]
+    left_out: list[str]
 
 
 def run(config: RunConfig, say: Callable[[str], None] = print) -> int:
-    """The whole of `run_all.py`. Returns 0, or 1 if a cell failed. Bad input raises UserError."""
+    """The whole of `run_all.py`. Returns 0, or 1 if a cell failed or was left out. Raises UserError for bad
+    input."""
     check_writable(config.out)
     session = Session(config)
+    for line in session.left_out:
+        say(f"LEFT OUT {line}")
+    for line in session.unavailable:
+        say(f"not available here: {line}")
     outcome = complete(session, say)
     from harness import leaderboard
 
@@ -42,7 +48,7 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> int:
         say(f"FAILED {failure['task']} / {method['spec']} / {method['budget']}: {last_line}")
     if len(outcome.failed) > 10:
         say(f"... and {len(outcome.failed) - 10} more; the records hold the tracebacks")
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or outcome.left_out else 0
 
 
 def check_writable(out: Path) -> None:
@@ -73,7 +79,7 @@ def complete(session: Session, say: Callable[[str], None]) -> Outcome:
     efficiency = _efficiency(session)
     ordered = [found[c.key] for c in cells]
     failed = [r for r in (*ordered, *efficiency) if r["status"] == "failed"]
-    return Outcome(ordered, efficiency, reused, len(todo), failed)
+    return Outcome(ordered, efficiency, reused, len(todo), failed, session.left_out)
 
 
 def _finished(cell: Cell, config: RunConfig) -> dict | None:

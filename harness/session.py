@@ -6,17 +6,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from harness import records
 from harness.config import Cell, Method, RunConfig, build_pruner, make_cell, method_at
+from harness.errors import UserError
 from harness.journal import Journal
 
 
 class Session:
     """Everything that is loaded once. Making one raises UserError for whatever is wrong with the
     configuration.
+
+    left_out: one line each for the methods that cannot do a budget on this backbone, while others can.
+    unavailable: one line each for the methods that lack something on this backbone (a checkpoint), in a run
+    of all methods; naming such a method raises UserError.
     """
 
     def __init__(self, config: RunConfig):
@@ -36,21 +42,41 @@ class Session:
 
     def _methods(self) -> list[Method]:
         """Every method at every budget, vanilla (the reference of all ratios) first, each checked against the
-        backbone.
+        backbone. Raises UserError if nothing but vanilla is left.
         """
         from methods import registry
 
-        specs = list(self.config.methods)
+        specs, named = list(self.config.methods), True
         if specs == ["all"]:
-            specs = list(registry.available())
+            specs, named = list(registry.available()), False
         specs = ["vanilla", *(s for s in specs if s != "vanilla")]
+        tokens, layers = self.backbone.num_visual_tokens, self.backbone.num_layers
         methods: list[Method] = []
+        self.left_out: list[str] = []
+        self.unavailable: list[str] = []
         for budget in self.config.budgets:
+            registry.build("vanilla", budget).count(tokens)  # a budget that no method can have is bad input
             for spec in specs:
                 method = method_at(spec, budget, self.config.seed)
+                pruner = build_pruner(method)
+                try:
+                    pruner.validate(tokens, layers)
+                except UserError as error:
+                    self.left_out.append(f"{method.spec} at {budget}: {error}")
+                    refused = error
+                    continue
+                try:
+                    needed = pruner.resources(self.backbone.model)
+                except UserError as error:
+                    if named:
+                        raise
+                    self.unavailable.append(f"{method.spec} at {budget}: {error}")
+                    continue
+                method = replace(method, parameters={**method.parameters, **needed})
                 if method not in methods:
-                    build_pruner(method).validate(self.backbone.num_visual_tokens, self.backbone.num_layers)
                     methods.append(method)
+        if self.left_out and len(methods) == 1:
+            raise refused
         return methods
 
     def header(self) -> dict:

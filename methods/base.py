@@ -190,6 +190,12 @@ class Pruner:
         """Rows and columns of patches that the vision tower shall see, given those it was trained on."""
         return grid
 
+    def resources(self, model: torch.nn.Module) -> dict[str, object]:
+        """What the method's answers on `model` depend on beside its settings, such as a checkpoint's digest;
+        JSON-able, enters the key of its results. Raises UserError, naming the fix, if something is missing:
+        the method then cannot be used on this model (a run of all methods leaves it out)."""
+        return {}
+
     def prepare(self, model: torch.nn.Module) -> None:
         """Called when the pruner is put on a model, for methods that have weights to move to its device."""
 
@@ -199,6 +205,11 @@ class Pruner:
     def acts(self) -> bool:
         """False: a no-op that only traces."""
         return self.budget is not None
+
+    @property
+    def note(self) -> str:
+        """What a table must say about these settings in a footnote; empty for most methods."""
+        return ""
 
     @property
     def selects(self) -> bool:

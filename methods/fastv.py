@@ -51,11 +51,13 @@ class FastV(Pruner):
         n = self.kept if self.kept is not None else self.count(visual_tokens)
         if self.kept is None and self.schedule == "average":
             n = round((layers * n - self.k * visual_tokens) / (layers - self.k))
+            if n < 1:
+                raise UserError(
+                    f"fastv: a mean of {self.budget} visual tokens over {layers} layers cannot be had: the "
+                    f"first {self.k} see all {visual_tokens}; use a larger budget, smaller k or schedule=kept"
+                )
         if not 1 <= n <= visual_tokens:
-            raise UserError(
-                f"fastv: {self.parameters()} with budget {self.budget} leaves {n} of {visual_tokens} visual "
-                f"tokens after layer {self.k} of {layers}; choose kept= or a budget that leaves at least 1"
-            )
+            raise UserError(f"fastv: kept={n} must lie between 1 and {visual_tokens}")
         return n
 
 

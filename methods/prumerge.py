@@ -67,7 +67,7 @@ class PruMerge(Pruner):
 @register
 @dataclass
 class PruMergePlus(PruMerge):
-    """PruMerge+: PruMerge, with patches spread evenly over the image selected as well.
+    """PruMerge+: PruMerge and evenly spread patches; by default our variant that gives exactly b tokens.
 
     schedule: `exact` b tokens enter the language model: b // 2 patches stand evenly in the raster order, the
     best by score join them until b - 1 are selected, and the extra token. `adaptive` the released rule,
@@ -76,14 +76,24 @@ class PruMergePlus(PruMerge):
     selected twice where both name a patch, so b slots and b + 1 tokens; runs for some even b only.
     `Trace.kept`: patches by descending score, then evenly spread ones ascending, then -1 for the extra token.
 
-    Merging, extra token and deviations are PruMerge's. `exact` is ours (the authors have no fixed budgets):
-    `released` with the places of repeated patches given to the next best. Where `adaptive` fails as released,
-    no outlier counts as one, and a step below 1 as 1; where it keeps every patch, there is no extra token (as
-    released a zero vector, token 577).
+    Merging, extra token and deviations are PruMerge's. `exact`, the default, is ours and covered by no
+    recording (the authors have no fixed budgets, and `released` runs for some only): `released` with the
+    places of repeated patches given to the next best; tables say so (`note`). Where `adaptive` fails as
+    released, no outlier counts as one, and a step below 1 as 1; where it keeps every patch, there is no extra
+    token (as released a zero vector, token 577).
     """
 
     name: ClassVar[str] = "prumerge_plus"
     schedule: Literal["exact", "released", "adaptive"] = "exact"
+
+    @property
+    def note(self) -> str:
+        if self.schedule != "exact":
+            return ""
+        return (
+            "this project's own variant with exactly the budget's tokens, which no recording of the authors' "
+            "code covers; their forms are schedule=released and schedule=adaptive"
+        )
 
     def validate(self, visual_tokens: int, layers: int) -> None:
         super().validate(visual_tokens, layers)

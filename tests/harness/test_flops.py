@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import flops
+from harness.closed_form import closed_form_layer, closed_form_tower
 
 
 def torch_macs(call) -> int:
@@ -32,7 +33,7 @@ def test_decoder_layer(model, n):
     embeds = torch.rand(1, n, text.config.hidden_size)
     real = torch_macs(lambda: text(inputs_embeds=embeds, use_cache=True))
     assert counter.decoder_layer(n) * tiny.LAYERS == real
-    assert counter.decoder_layer(n) == flops.closed_form_layer(model.config.text_config, n)
+    assert counter.decoder_layer(n) == closed_form_layer(model.config.text_config, n)
 
 
 @pytest.mark.parametrize("size", [112, 56])
@@ -41,7 +42,7 @@ def test_tower(model, size):
     pixels = torch.rand(1, 3, size, size)
     tower = model.model.vision_tower
     real = torch_macs(lambda: tower(pixels, interpolate_pos_encoding=size != config.image_size))
-    assert counter.tower(size, size) == real == flops.closed_form_tower(config, size, size)
+    assert counter.tower(size, size) == real == closed_form_tower(config, size, size)
 
 
 def test_projector(model):
@@ -75,7 +76,7 @@ def test_llava_7b_shapes_without_weights():
             LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
         )
     counter = flops.ModelCounter(model)
-    assert counter.tower(336, 336) == flops.closed_form_tower(vision, 336, 336)
+    assert counter.tower(336, 336) == closed_form_tower(vision, 336, 336)
     assert counter.tower(336, 336) / 1e9 == pytest.approx(190.96, abs=0.01)
     assert counter.projector(576) / 1e9 == pytest.approx(12.08, abs=0.01)
     assert counter.llm([576] * 32, 62) / 1e12 == pytest.approx(4.2385, abs=1e-4)
@@ -106,7 +107,7 @@ def test_a_real_pruned_prefill_is_its_parts_plus_the_methods_own_work(backbone, 
     config = backbone.model.config
     layers = count.visual_tokens
     assert layers[-1] == (64 if method == "vanilla" else budget) or method == "downsample"
-    closed = sum(flops.closed_form_layer(config.text_config, v + count.text_tokens) for v in layers)
+    closed = sum(closed_form_layer(config.text_config, v + count.text_tokens) for v in layers)
     assert count.llm == closed + config.text_config.hidden_size * config.text_config.vocab_size
     if method in ("vanilla", "random", "uniform", "downsample"):
         assert count.selection == 0, "these methods compute nothing"

@@ -210,6 +210,40 @@ def test_a_failing_cell_is_recorded_and_the_run_goes_on(command, tmp_path, monke
     assert cells(tmp_path)["mme", "fastv"]["status"] == "done"
 
 
+def test_a_budget_that_a_method_cannot_do_is_left_out_and_nothing_else(command, tmp_path, capsys):
+    """A mean of 16 over 6 layers, the first 2 of which see all 64."""
+    methods = "prumerge_plus,prumerge_plus:schedule=released,fastv:schedule=average"
+    arguments = command(tmp_path, "--tasks", "pope", "--methods", methods, "--budget", "32", "16")
+    assert cli.run_all(arguments) == 1
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("LEFT OUT")]
+    assert len(lines) == 1 and "fastv:schedule=average at 16: fastv: a mean of 16" in lines[0]
+    done = [records.read(p) for p in (tmp_path / "cells").rglob("*.json")]
+    assert all(r["status"] == "done" for r in done)
+    assert {(r["method"]["name"], r["method"]["budget"]) for r in done} == {
+        ("vanilla", None), ("fastv", 32), ("prumerge_plus", 32), ("prumerge_plus", 16)
+    }  # fmt: skip
+    assert len(done) == 1 + 3 + 2
+    caption, *blocks = (tmp_path / "leaderboard.md").read_text().split("## Budget")
+    assert "- Left out: fastv:schedule=average at 16: " in caption
+    assert ["fastv" in block for block in blocks] == [True, False]
+    # the variant that no recording covers is marked in both tables of both blocks, the released form is not
+    assert "- † prumerge_plus: this project's own variant" in caption
+    assert all(
+        b.count("| prumerge_plus † ") == 2 == b.count("| prumerge_plus:schedule=released ") for b in blocks
+    )
+    assert "†" not in (tmp_path / "leaderboard.csv").read_text()
+
+
+def test_a_budget_that_no_method_can_do_is_bad_input(command, tmp_path, capsys):
+    assert cli.run_all(command(tmp_path, "--methods", "fastv:schedule=average")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: fastv: a mean of 16") and error.count("\n") == 1
+    assert cli.run_all(command(tmp_path, "--budget", "16", "65")) == 2
+    assert "budget 65 must leave 1 to 64" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_a_truncated_record_is_named_and_kept(finished, command, tmp_path, capsys):
     import shutil
 
@@ -276,3 +310,13 @@ def test_the_vision_tower_runs_once_an_image_for_all_methods(command, tmp_path, 
     session = Session(config)
     assert len(list(_compute(session, session.cells))) == 3
     assert sum(images) == 5, "ten questions on five images, three methods: five tower runs"
+
+
+def test_a_finished_run_agrees_with_itself(finished, tiny_checkpoint, monkeypatch):
+    """Scores, intervals, the leaderboard and FLOPs by closed form: all recomputed by `harness check`."""
+    from harness.check import folder
+
+    monkeypatch.setattr(folder, "CHECKPOINTS", tiny_checkpoint.parent)
+    found = list(folder.integrity(folder.read(finished)))
+    assert not [f for f in found if f.status == "FAIL"]
+    assert [f.status for f in found if f.what == "GFLOPs"] == ["ok"] * 4

@@ -91,11 +91,19 @@ def test_recordings_that_are_left_out(recorded):
     model, _ = recorded
     vectors = load_file(GOLDEN / "sparsevlm/vectors.safetensors")
     other_releases = {f"{v}.greedy.64.0": vectors["greedy.64.0"] for v in ("v10", "v2")}
-    assert list(parity.check(model, {}, "sparsevlm", other_releases)) == []
+    lines = list(parity.check(model, {}, "sparsevlm", other_releases))
+    assert [(line.label, line.why.split(",")[0]) for line in lines] == [
+        ("v10.64", "release 1.0"), ("v2.64", "release 2.0"),
+    ]  # fmt: skip
     random_and_twin = {k: v for k, v in vectors.items() if re.match(r"(nonoise\.)?greedy\.64\.", k)}
     assert "greedy.64.0" in random_and_twin
+    rows = parity.check(model, {}, "sparsevlm", random_and_twin)
+    line = next(rows)
+    assert line.label == "64" and "random draw of the released code; see nonoise.64" in str(line)
     with pytest.raises(UserError, match=r"recordings of nonoise\.64 "):  # the first label that it runs
-        list(parity.check(model, {}, "sparsevlm", random_and_twin))
+        next(rows)
+    (line,) = parity.check(model, {}, "fastv", {"greedy_dyn.128.0": vectors["greedy.64.0"]})
+    assert line.label == "greedy_dyn.128" and "another decoding" in line.why
 
 
 @pytest.fixture
@@ -122,7 +130,32 @@ def change(folder, **changes):
 
 def test_another_folder(folder, capsys):
     assert parity.main(folder) == 0
-    assert "1 rows, all agree" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 rows, all agree; " in out
+    assert re.search(r"^fastv +64 +3 .* left out: a single input$", out, re.M)  # nothing to batch it with
+    assert re.search(r"^pdrop +left out: no recordings of it here$", out, re.M)
+    assert not re.search(r"^fastv +left out", out, re.M)
+    vectors = load_file(folder / "fastv/vectors.safetensors")
+    save_file(
+        {k.replace(".64.", ".64k3."): v for k, v in vectors.items()}, folder / "fastv/vectors.safetensors"
+    )
+    parity.main(folder)
+    assert re.search(
+        r"^fastv +default settings +left out: recorded are k=3 alone$", capsys.readouterr().out, re.M
+    )
+
+
+def test_what_is_left_out_is_no_failure(folder, capsys):
+    path = folder / "fastv/vectors.safetensors"
+    vectors = load_file(path)
+    save_file({**vectors, "greedy.128sys36.3": vectors["greedy.64.3"].clone()}, path)
+    assert parity.main(folder, ["fastv"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^fastv +128sys36 +left out: the scripts' off-by-one start of the image$", out, re.M)
+    assert out.endswith("1 rows, all agree; left out: 3, see above\n")
+    save_file({"greedy.128sys36.3": vectors["greedy.64.3"].clone()}, path)
+    with pytest.raises(UserError, match="no recordings"):
+        parity.main(folder, ["fastv"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,169 @@
+"""Does what the published tables print follow from what else they print?
+
+Averages from cells, pruning rates from token counts, speed-ups from latencies, Table 3's accuracies from
+Table 1, an ablation's default from the main table, a table's row from its authors' own claim. A cell is only
+known to its last digit; a printed number follows if some values that round to the printed ones give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from harness.check.findings import Finding, Status
+from harness.published import Ablation, Accuracy, Claim, Efficiency, Registry, Row, half_unit, row_of
+
+
+def findings(registry: Registry) -> list[Finding]:
+    """Every comparison within the registry."""
+    found: list[Finding] = []
+    for table in registry.accuracy.values():
+        found += _averages(table)
+        found += _rates(table)
+    for table in registry.efficiency.values():
+        found += _costs(table, registry.accuracy[table.accuracy_source])
+    for table in registry.ablation.values():
+        found += _ablation(table, registry.accuracy[table.from_table[0]])
+    for claims in registry.claims.values():
+        for claim in claims.rows:
+            found += _claim(claim, registry)
+    return found
+
+
+def average(row: Row | Mapping[str, float], vanilla: Mapping[str, float], tasks: Sequence[str] = ()) -> float:
+    """Mean over the tasks of score / vanilla's, in %."""
+    scores = row.scores if isinstance(row, Row) else row
+    tasks = tasks or list(scores)
+    return 100 * sum(scores[t] / vanilla[t] for t in tasks) / len(tasks)
+
+
+def average_range(
+    scores: Mapping[str, float], vanilla: Mapping[str, float], tasks: Sequence[str] = ()
+) -> tuple[float, float]:
+    """Lowest and highest average (%) of scores that round to the printed ones."""
+    tasks = tasks or list(scores)
+    if scores == vanilla:  # a row against itself: numerator and denominator are one number
+        return 100.0, 100.0
+    bounds = []
+    for sign in (-1, 1):
+        pairs = [
+            (scores[t] + sign * half_unit(scores[t]), vanilla[t] - sign * half_unit(vanilla[t]))
+            for t in tasks
+        ]
+        bounds.append(100 * sum(a / b for a, b in pairs) / len(pairs))
+    return bounds[0], bounds[1]
+
+
+def follows(low: float, high: float, printed: float) -> bool:
+    """Whether some value between low and high rounds to `printed`."""
+    slack = half_unit(printed) + 1e-9
+    return low - slack <= printed <= high + slack
+
+
+def _judged(agrees: bool, expected: bool) -> tuple[Status, str]:
+    """Status of a computation against what the registry says it gives, and the reason for a failure."""
+    if agrees:
+        return ("ok", "") if expected else ("FAIL", "follows, but the registry says that it does not")
+    return ("known", "does not follow from the cells") if not expected else ("FAIL", "does not follow")
+
+
+def label(table: Accuracy, row: Row) -> str:
+    """`table1: fastv, 64 tokens`."""
+    if row.method == "vanilla":
+        return f"{table.name}: vanilla"
+    size = f"{row.tokens} tokens" if row.tokens else f"{row.pruning_rate} % pruned"
+    return f"{table.name}: {row.method}, {size}"
+
+
+def _averages(table: Accuracy) -> Iterator[Finding]:
+    for row in table.rows:
+        if row.average is None:
+            continue
+        vanilla = table.vanilla.scores
+        low, high = average_range(row.scores, vanilla)
+        status, why = _judged(follows(low, high, row.average), row.average_follows)
+        value = average(row, vanilla)
+        if status in ("known", "FAIL") and not follows(low, high, row.average):
+            why += f"; rounding allows {low:.2f} to {high:.2f}"
+        yield Finding(
+            status, label(table, row), "average %", f"{value:.1f}", f"{row.average}", why, table.path
+        )
+
+
+def _rates(table: Accuracy) -> Iterator[Finding]:
+    if not table.visual_tokens:
+        return
+    for row in table.rows:
+        if row.tokens and row.pruning_rate is not None:
+            rate = 100 * (1 - row.tokens / table.visual_tokens)
+            status, why = _judged(follows(rate, rate, row.pruning_rate), True)
+            yield Finding(
+                status, label(table, row), "pruning rate %", f"{rate:.1f}", f"{row.pruning_rate}", why,
+                table.path,
+            )  # fmt: skip
+
+
+def _costs(table: Efficiency, accuracies: Accuracy) -> Iterator[Finding]:
+    vanilla = table.rows[0]
+    for row in table.rows:
+        where = f"{table.name}: {row.method}, {row.tokens} tokens"
+        if row.speed_up is not None:
+            half, base = half_unit(row.latency_ms), half_unit(vanilla.latency_ms)
+            low = (vanilla.latency_ms - base) / (row.latency_ms + half)
+            high = (vanilla.latency_ms + base) / (row.latency_ms - half)
+            status, why = _judged(follows(low, high, row.speed_up), True)
+            value = vanilla.latency_ms / row.latency_ms
+            yield Finding(status, where, "speed-up", f"{value:.2f}", f"{row.speed_up}", why, table.path)
+        printed = row_of(accuracies, row.method, row.tokens, table.path.name).average
+        same = printed == row.accuracy
+        yield Finding(
+            "ok" if same else "FAIL", where, "accuracy %", f"{printed}", f"{row.accuracy}",
+            "" if same else f"{accuracies.name} prints another average", table.path,
+        )  # fmt: skip
+
+
+def _ablation(table: Ablation, source: Accuracy) -> Iterator[Finding]:
+    name, tokens = table.from_table
+    row = row_of(source, table.method, tokens, table.path.name)
+    value = average(row, source.vanilla.scores, table.tasks)
+    low, high = average_range(row.scores, source.vanilla.scores, table.tasks)
+    for variant in table.rows:
+        if not variant.default:
+            continue
+        status, why = _judged(follows(low, high, variant.average), variant.average_follows)
+        if status != "ok":
+            why = f"{why}: {name} at {tokens} tokens, {len(table.tasks)} tasks"
+        yield Finding(
+            status, f"{table.name}: {variant.variant}", "average %", f"{value:.1f}", f"{variant.average}",
+            why, table.path,
+        )  # fmt: skip
+
+
+def _claim(claim: Claim, registry: Registry) -> Iterator[Finding]:
+    """The paper's row of a method beside what the method's own authors say, where both name the budget."""
+    for table in registry.accuracy.values():
+        for row in table.rows:
+            same_row = (table.backbone, row.method, row.tokens) == (
+                claim.backbone,
+                claim.method,
+                claim.tokens,
+            )
+            if not same_row or claim.tokens is None or claim.setting:
+                continue
+            where = f"{label(table, row)} / {claim.source}"
+            if claim.version != row.version:
+                yield Finding(
+                    "skipped", where, "scores", f"{row.version}", f"{claim.version}", "other version"
+                )
+                continue
+            for task in sorted(set(claim.scores) & set(row.scores)):
+                ours, theirs = row.scores[task], claim.scores[task]
+                same = abs(ours - theirs) <= half_unit(ours) + half_unit(theirs) + 1e-9
+                yield Finding(
+                    "ok" if same else "FAIL", where, task, f"{theirs}", f"{ours}",
+                    "" if same else "the method's authors print another figure", table.path,
+                )  # fmt: skip
+            if claim.average is not None and row.average is not None:
+                yield Finding(
+                    "skipped", where, "average %", f"{claim.average}", f"{row.average}",
+                    "the authors' average is over their own benchmarks", table.path,
+                )  # fmt: skip

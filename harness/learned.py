@@ -1,0 +1,142 @@
+"""Command lines of the methods that are trained: `train`, `calibrate`, `ablate`, `bench-policy`. Options
+only; what they do is imported when they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+METHODS = ("stepprune",)
+AGGREGATIONS = ("full", "alive", "uniform", "last")
+
+
+def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
+    """Add the parsers to `python -m harness`'s; the handler of each command."""
+    train = commands.add_parser("train", help="train a learned method on a frozen backbone")
+    _method(train)
+    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="checkpoint to write")
+    _training(train, steps=1500)
+    train.add_argument("--resume", action="store_true", help="go on with the run of the same --out")
+    train.add_argument("--stop-at", type=int, metavar="STEP", help="pause there (schedules follow --steps)")
+
+    ablate = commands.add_parser("ablate", help="train and compare a learned method's ablations (Table 4)")
+    _method(ablate)
+    ablate.add_argument(
+        "--folder", type=Path, default=Path("results/stepprune/ablations"), metavar="DIR", help="for results"
+    )
+    ablate.add_argument("--ours", action="store_true", help="variants of our own too, not only the paper's")
+    _training(ablate, steps=300)
+
+    calibrate = commands.add_parser("calibrate", help="calibrate a checkpoint to further mean token counts")
+    _method(calibrate)
+    calibrate.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="file, or name of a shipped one"
+    )
+    calibrate.add_argument("--backbone", default="pocket-llava", metavar="NAME")
+    calibrate.add_argument("--tokens", type=float, nargs="+", required=True, metavar="N", help="means wanted")
+    calibrate.add_argument("--images", type=int, default=48, metavar="N", help="held-out images (default 48)")
+    calibrate.add_argument("--device", default="cpu")
+
+    bench = commands.add_parser("bench-policy", help="time a learned method's selection at real size")
+    _method(bench)
+    bench.add_argument("--width", type=int, default=1024, help="of the vision tower (default 1024)")
+    bench.add_argument("--text-width", type=int, default=4096, help="of the language model (default 4096)")
+    bench.add_argument("--visual-tokens", type=int, default=576)
+    bench.add_argument("--text-tokens", type=int, default=62)
+    bench.add_argument("--steps", type=int, nargs="+", default=[64], help="steps taken (default 64)")
+    bench.add_argument("--batch-size", type=int, nargs="+", default=[1])
+    bench.add_argument("--device", default="auto")
+    bench.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    bench.add_argument("--repeats", type=int, default=20)
+    bench.add_argument("--report", type=Path, metavar="FILE", help="JSON file to write")
+    return {"train": _train, "ablate": _ablate, "calibrate": _calibrate, "bench-policy": _bench}
+
+
+def _method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("method", choices=METHODS)
+
+
+def _training(parser: argparse.ArgumentParser, steps: int) -> None:
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--backbone", default="pocket-llava", metavar="NAME", help="name or checkpoint folder")
+    length = what.add_mutually_exclusive_group(required=True)
+    length.add_argument(
+        "--target-tokens", type=float, metavar="N", help="mean K wanted; lambda tracks it (ours)"
+    )
+    length.add_argument("--length-weight", type=float, metavar="X", help="fixed lambda (the paper's)")
+    what.add_argument(
+        "--data", type=Path, metavar="FILE", help="json in LLaVA's instruction format (default: Pocket-8)"
+    )
+    what.add_argument("--images", type=Path, metavar="DIR", help="folder of --data's images")
+    what.add_argument("--aggregation", choices=AGGREGATIONS, default="full", help="of scores, Table 4 (b)")
+    what.add_argument("--causal-encoder", action="store_true", help="Table 4 (a)")
+    what.add_argument("--decoder-layers", type=int, default=1)
+    what.add_argument("--pointer", choices=("projection", "attention"), default="projection")
+    what.add_argument("--temperature", type=float, default=0.2, help="tau (default 0.2)")
+    what.add_argument("--max-steps", type=int, help="K_max (default: three times the target)")
+    what.add_argument("--gamma", type=float, help="decay (default: exp(-1/2 / target))")
+    what.add_argument("--sharpness", type=float, default=1.0, help="of SoftTopK at the start (default 1)")
+    what.add_argument("--final-sharpness", type=float, default=4.0, help="at the end (default 4)")
+    what.add_argument("--text-gate-until", type=float, default=0.2, help="share of steps with a rising alpha")
+    what.add_argument(
+        "--k-from",
+        choices=("batch", "sample"),
+        default="batch",
+        help="K-bar: the batch's running mean (the paper's) or each sample's (ours)",
+    )
+    what.add_argument("--slots", type=int, help="dropped places the LLM reads as noise (default: all)")
+    what.add_argument("--chain", type=int, default=1, help="straight-through links followed; -1: all")
+    how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=int, default=steps, help=f"(default {steps})")
+    how.add_argument("--batch-size", type=int, default=16, help="questions a process and micro-step")
+    how.add_argument("--accumulate", type=int, default=1, help="micro-steps a step")
+    how.add_argument("--questions", type=int, default=4, help="questions on each image of a batch")
+    how.add_argument("--lr", type=float, default=1e-3)
+    how.add_argument("--denoiser-lr", type=float, default=1e-3)
+    how.add_argument("--warmup", type=int, default=40, help="steps")
+    how.add_argument("--weight-decay", type=float, default=0.01)
+    how.add_argument("--clip", type=float, default=1.0, help="of the gradient's norm")
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
+    how.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    how.add_argument("--workers", type=int, default=0, help="processes that draw or read images ahead")
+    how.add_argument("--log-every", type=int, default=10, metavar="STEPS")
+    how.add_argument("--save-every", type=int, default=100, metavar="STEPS")
+
+
+def train_options(options: argparse.Namespace, **changes):
+    """The namespace's entries that are settings of a run. Raises UserError if they do not fit together."""
+    from methods.stepprune.training.train import TrainOptions
+
+    names = {f.name for f in dataclasses.fields(TrainOptions)}
+    settings = {k: v for k, v in vars(options).items() if k in names} | changes
+    settings["chain"] = None if settings["chain"] < 0 else settings["chain"]
+    return TrainOptions(**settings)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from methods.stepprune.training.train import train
+
+    train(train_options(options))
+    return 0
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from methods.stepprune.training import ablate
+
+    return ablate.main(options, train_options(options, out=options.folder / "stepprune.safetensors"))
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from methods.stepprune.training import calibrate
+
+    return calibrate.run(options)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from methods.stepprune import bench
+
+    return bench.run(options)

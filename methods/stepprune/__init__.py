@@ -1,0 +1,84 @@
+"""StepPrune: Stepwise Token Selection for Efficient Multimodal Large Language Models (arXiv 2606.16067)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from harness.errors import UserError
+from methods.base import ImageView, Positions, Pruner, Selection
+from methods.registry import register
+from methods.stepprune import checkpoint as checkpoints
+from methods.stepprune.batch import padded
+from methods.stepprune.fast import Decoder
+
+
+@register
+@dataclass
+class StepPrune(Pruner):
+    """StepPrune: a trained pointer decoder takes one visual token a step, given the prompt, until it stops.
+
+    budget: the *mean* number of tokens wanted; the number for each question is the policy's own. The shipped
+    checkpoint trained nearest to it is used, with a scalar on the stop logit calibrated on held-out data
+    (ours; the paper trains once for each mean). checkpoint: a safetensors file of `harness train stepprune`
+    instead of a shipped one. positions: survivors keep the rotary positions of their places, as in training,
+    where the sequence has its full length (open in the paper), or are `renumbered`. denoise: survivors pass
+    the trained denoiser too (off, as in the paper).
+
+    `Trace.kept`: ascending, the spatial order of Sec. 3.1.
+    """
+
+    name: ClassVar[str] = "stepprune"
+    reads_text: ClassVar[bool] = True
+    positions: Positions = "original"
+    checkpoint: str | None = None
+    denoise: bool = False
+
+    def resources(self, model: torch.nn.Module) -> dict[str, object]:
+        if not self.acts:
+            return {}
+        found, bias = self._find(model)
+        return {"checkpoint": found.path.stem, "weights": found.digest(), "stop_bias": bias}
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        if not self.acts:
+            return
+        found, bias = self._find(model)
+        like = next(model.parameters())
+        self._policy, self._denoiser = (m.to(like.device, like.dtype) for m in found.load())
+        self._policy.stop_bias.fill_(bias)
+        self._decode = Decoder(self._policy)
+
+    def _find(self, model: torch.nn.Module) -> tuple[checkpoints.Checkpoint, float]:
+        """Checkpoint and stop bias for the model and the budget."""
+        backbone = Path(model.config.name_or_path).name
+        if self.checkpoint is not None:
+            candidates = [checkpoints.read(Path(self.checkpoint))]
+        else:
+            candidates = checkpoints.shipped(backbone)
+        if not candidates:
+            raise UserError(
+                f"stepprune: no checkpoint for {backbone} is shipped; train one: python -m harness train "
+                f"stepprune --backbone {backbone} --target-tokens N --out FILE, then use "
+                "stepprune:checkpoint=FILE"
+            )
+        for candidate in candidates:
+            candidate.check(
+                model.config.vision_config.hidden_size, model.config.get_text_config().hidden_size
+            )
+        visual_tokens = model.config.image_seq_length
+        return checkpoints.best_for(self.count(visual_tokens), candidates)
+
+    def select_all(self, images: Sequence[ImageView]) -> list[Selection]:
+        visual, visual_valid = padded([image.features for image in images])  # V
+        text, text_valid = padded([image.text for image in images])  # E
+        memory = self._policy.remember(visual, text, visual_valid, text_valid)  # M = [H ; s_stop]
+        choices = self._decode(memory)  # i_1, i_2, ... until the stop action
+        kept = choices.kept()  # S, in spatial order
+        if not self.denoise:
+            return [Selection(k) for k in kept]
+        return [Selection(k, self._denoiser(image.features[k])) for k, image in zip(kept, images)]

@@ -1,0 +1,154 @@
+"""Reading and writing policies: one safetensors file, and a JSON file of the same name beside it.
+
+The JSON holds the policy's configuration, what it was trained on and how, and the calibration: which stop
+bias gives which mean K on held-out data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from harness.errors import UserError
+from methods.stepprune.gate import LocalDenoiser
+from methods.stepprune.policy import Policy, PolicyConfig
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """A policy's files, its weights not yet read.
+
+    config: of the policy. backbone: name it was trained on. calibration: pairs (mean K, stop bias), ascending
+    in K. tokens: mean K on held-out data as it was trained, None if that was not measured. training: how it
+    was made, for the record.
+    """
+
+    path: Path
+    config: PolicyConfig
+    backbone: str
+    tokens: float | None = None
+    calibration: list[tuple[float, float]] = field(default_factory=list)
+    training: dict[str, object] = field(default_factory=dict)
+
+    def bias_for(self, tokens: float) -> float:
+        """The stop bias for a mean of so many tokens, linear between calibrated means.
+
+        Raises UserError outside of what was calibrated, naming the command that calibrates.
+        """
+        means = [k for k, _ in self.calibration]
+        if not means or not means[0] <= tokens <= means[-1]:
+            known = f"{means[0]:.1f} to {means[-1]:.1f}" if means else "none"
+            raise UserError(
+                f"stepprune: checkpoint {self.path.stem} is not calibrated to a mean of {tokens:g} tokens "
+                f"(it is for {known}); run: python -m harness calibrate stepprune --backbone {self.backbone} "
+                f"--checkpoint {self.path.name} --tokens {tokens:g}"
+            )
+        i = bisect_left(means, tokens)
+        (k1, b1) = self.calibration[i]
+        if k1 == tokens:
+            return b1
+        (k0, b0) = self.calibration[i - 1]
+        return b0 + (b1 - b0) * (tokens - k0) / (k1 - k0)
+
+    def digest(self) -> str:
+        """16 hex digits over weights and configuration."""
+        total = hashlib.sha256(self.path.read_bytes())
+        total.update(json.dumps(asdict(self.config), sort_keys=True).encode())
+        return total.hexdigest()[:16]
+
+    def check(self, width: int, text_width: int) -> None:
+        """Raises UserError unless the policy suits a model of these widths."""
+        own = (self.config.width, self.config.text_width)
+        if own != (width, text_width):
+            raise UserError(
+                f"stepprune: checkpoint {self.path.stem} was trained for {self.backbone} (vision width "
+                f"{own[0]}, language width {own[1]}); this model has {width} and {text_width}. Train one for "
+                "it: python -m harness train stepprune --backbone NAME"
+            )
+
+    def load(self) -> tuple[Policy, LocalDenoiser]:
+        """Policy and denoiser, float32 on the CPU, in evaluation mode. Raises UserError for a broken file."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        policy, denoiser = Policy(self.config), LocalDenoiser(self.config.width)
+        try:
+            weights = load_file(self.path)
+            for name, module in (("policy", policy), ("denoiser", denoiser)):
+                part = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+                module.load_state_dict(part)
+        except (SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"stepprune: checkpoint {self.path.name} cannot be read ({reason}); restore it or train anew"
+            ) from error
+        return policy.eval(), denoiser.eval()
+
+    # ---- files
+
+    def save(self, policy: Policy, denoiser: LocalDenoiser) -> None:
+        """Write both files, each in one atomic step, weights first."""
+        from safetensors.torch import save_file
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {f"policy.{k}": v for k, v in policy.state_dict().items()}
+        state |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
+        temporary = self.path.with_suffix(".tmp")
+        save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, temporary)
+        os.replace(temporary, self.path)
+        self.save_description()
+
+    def save_description(self) -> None:
+        """Write the JSON file alone."""
+        body = {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"}
+        body["config"] = asdict(self.config)
+        temporary = self.path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(body, indent=1) + "\n")
+        os.replace(temporary, self.path.with_suffix(".json"))
+
+
+def read(path: Path) -> Checkpoint:
+    """The description of a checkpoint. path: its safetensors or JSON file. Raises UserError."""
+    weights, description = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    for file in (weights, description):
+        if not file.is_file():
+            raise UserError(f"stepprune: no checkpoint {path}: {file.name} is missing")
+    try:
+        body = json.loads(description.read_text())
+        if body.pop("format") != FORMAT:
+            raise UserError(f"stepprune: {description.name} is of another format; train the checkpoint again")
+        body["config"] = PolicyConfig(**body["config"])
+        body["calibration"] = sorted(tuple(pair) for pair in body["calibration"])
+        return Checkpoint(weights, **body)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"stepprune: {description.name} is damaged ({error}); restore it") from error
+
+
+def shipped(backbone: str) -> list[Checkpoint]:
+    """The checkpoints that come with the package for a backbone's name."""
+    return [read(path) for path in sorted((SHIPPED / backbone).glob("*.safetensors"))]
+
+
+def best_for(tokens: float, candidates: list[Checkpoint]) -> tuple[Checkpoint, float]:
+    """The checkpoint whose own mean K is nearest (in ratio) to `tokens` among those calibrated to it, and
+    its stop bias. Raises UserError if none is; ValueError for no candidates."""
+    problem = None
+    for candidate in sorted(candidates, key=lambda c: _ratio(c.tokens or c.config.max_steps, tokens)):
+        try:
+            return candidate, candidate.bias_for(tokens)
+        except UserError as error:
+            problem = problem or error
+    if problem is None:
+        raise ValueError("no candidates")
+    raise problem
+
+
+def _ratio(a: float, b: float) -> float:
+    return max(a, b) / min(a, b)

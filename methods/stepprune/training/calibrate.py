@@ -1,0 +1,106 @@
+"""One checkpoint for many budgets (ours; the paper trains once for each): a scalar on the stop logit,
+calibrated on held-out questions to a requested mean K."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+from methods.stepprune import checkpoint as checkpoints
+from methods.stepprune.policy import Policy
+from methods.stepprune.training.objective import Batch, FrozenModel
+
+#: means that every trained checkpoint is calibrated to, as multiples of its own
+SPREAD = (0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5)
+
+
+@torch.no_grad()
+def collect(policy: Policy, frozen: FrozenModel, batches: Iterable[Batch]) -> Tensor:
+    """`Policy.margins` of every question, [Q, S]: all that calibration needs."""
+    found = []
+    for batch in batches:
+        words, valid = frozen.words(batch)
+        found.append(policy.margins(policy.remember(batch.features, words, None, valid)).cpu())
+    return torch.cat(found)
+
+
+def counts(margins: Tensor, bias: float) -> Tensor:
+    """K of each question if `bias` is added to the stop logit, int64 [Q]."""
+    return (margins >= bias).long().cumprod(1).sum(1)
+
+
+def bias_for(margins: Tensor, tokens: float) -> float:
+    """The further stop bias whose mean K is nearest to `tokens`, by bisection. Raises UserError if no bias
+    gives so many."""
+    running = margins.cummin(1).values
+    most = float((running > -math.inf).sum(1).double().mean())
+    least = float((running == math.inf).sum(1).double().mean())
+    if not least <= tokens <= most:
+        raise UserError(
+            f"stepprune: this policy takes {least:.0f} to {most:.0f} tokens (its max_steps); a mean of "
+            f"{tokens:g} needs one trained with another --max-steps"
+        )
+    finite = running[running.isfinite()]
+    low, high = float(finite.min()) - 1, float(finite.max()) + 1  # K falls as the bias grows
+    for _ in range(60):
+        middle = (low + high) / 2
+        if float(counts(margins, middle).double().mean()) > tokens:
+            low = middle
+        else:
+            high = middle
+    found = {b: abs(float(counts(margins, b).double().mean()) - tokens) for b in (low, high)}
+    return min(found, key=found.get)
+
+
+def table(margins: Tensor, wanted: Iterable[float], base: float) -> list[tuple[float, float]]:
+    """(mean K, stop bias) for each wanted mean that can be had, ascending. base: the bias already in the
+    margins; what is returned includes it."""
+    found = {}
+    for tokens in wanted:
+        try:
+            bias = bias_for(margins, tokens)
+        except UserError:
+            continue
+        found[float(counts(margins, bias).double().mean())] = base + bias
+    return sorted(found.items())
+
+
+def add_calibration(
+    found: checkpoints.Checkpoint, policy: Policy, margins: Tensor, wanted: Iterable[float]
+) -> None:
+    """Put the mean K at the policy's own bias, and the biases for `wanted` means, in a checkpoint's
+    description (not yet on disk)."""
+    base = float(policy.stop_bias)
+    found.tokens = float(counts(margins, 0.0).double().mean())
+    pairs = dict(found.calibration) | dict(table(margins, wanted, base)) | {found.tokens: base}
+    found.calibration = sorted(pairs.items())
+
+
+def run(options: argparse.Namespace) -> int:
+    """`python -m harness calibrate stepprune`."""
+    import backbones
+    from methods.stepprune.training.train import held_out
+
+    path = Path(options.checkpoint)
+    if not path.exists():
+        path = checkpoints.SHIPPED / options.backbone / options.checkpoint
+    found = checkpoints.read(path)
+    backbone = backbones.load(options.backbone, device=options.device)
+    frozen = FrozenModel(backbone.model)
+    found.check(frozen.width, frozen.text_width)
+    policy = found.load()[0].to(backbone.model.device)
+    margins = collect(policy, frozen, held_out(backbone, frozen, options.images))
+    for tokens in options.tokens:
+        bias_for(margins, tokens)  # a mean that cannot be had is an error here
+    add_calibration(found, policy, margins, options.tokens)
+    found.save_description()
+    for tokens in options.tokens:
+        k = counts(margins, found.bias_for(tokens) - float(policy.stop_bias)).double()
+        print(f"mean {tokens:g}: stop bias {found.bias_for(tokens):.4f}, K {k.mean():.1f} ± {k.std():.1f}")
+    return 0

@@ -1,0 +1,159 @@
+"""Answered questions about images: Pocket-8's training scenes, or a file in LLaVA's instruction format.
+
+Both are functions of (seed, index): the same index gives the same sample, in any process, so that a resumed
+or a distributed run sees exactly what an uninterrupted one on one device would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backbones.backbone import Backbone
+from harness.errors import UserError
+from methods.stepprune.training.objective import IGNORE, Batch, FrozenModel
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with some questions. image: PIL. asked: (the user's text, the answer). things: what is in
+    the scene, -1 if unknown."""
+
+    image: object
+    asked: tuple[tuple[str, str], ...]
+    things: int = -1
+
+
+class Pocket8:
+    """Scenes of a split ("train"; "calibration" for held-out ones) with questions of all eight tasks in turn.
+
+    questions: asked of each scene. Scene i of a seed is always the same one.
+    """
+
+    def __init__(self, split: str = "train", questions: int = 4, seed: int = 0):
+        self.split, self.questions, self.seed = split, questions, seed
+
+    def __getitem__(self, index: int) -> Example:
+        from harness.pocket8 import documents
+        from harness.pocket8.scenes import render, sample_scene
+
+        # an own stream: the backbone was trained on seeds 1 and 2 of small runs, the benchmark's is a date
+        scene = sample_scene(self.split, 7_000_000 + self.seed, index)
+        rng = np.random.default_rng([7, self.seed, index])
+        asked: list[tuple[str, str]] = []
+        first, tries = index * self.questions, 0
+        while len(asked) < self.questions:  # not every task has a question about every scene
+            task = documents.TASKS[(first + len(asked) + tries) % len(documents.TASKS)]
+            rows = documents.MAKERS[task](scene, rng)
+            if rows:
+                row = rows[int(rng.integers(len(rows)))]
+                asked.append((documents.prompt(task, row), documents.target(task, row)))
+            else:
+                tries += 1
+        return Example(render(scene), tuple(asked), len(scene.things))
+
+
+class LlavaInstructions:
+    """The json of `llava_v1_5_mix665k`: a list of {"image", "conversations": [{"from", "value"}, ...]}.
+
+    Every pair of a human's and the model's turn is a question of its own, without the turns before (ours);
+    `questions` of an image are taken, in random order, repeated if there are fewer. Entries without an image
+    are left out. Raises UserError for a file of another shape, or an image that is not there.
+    """
+
+    def __init__(self, path: Path, images: Path, questions: int = 1, seed: int = 0):
+        try:
+            entries = json.loads(path.read_text())
+            self._entries = [e for e in entries if e.get("image") and _turns(e)]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: not in LLaVA's instruction format, a JSON list of objects with image and "
+                f"conversations ({error})"
+            ) from error
+        if not self._entries:
+            raise UserError(f"{path}: no entry has an image and a question with an answer")
+        self._images, self.questions, self.seed = images, questions, seed
+
+    def __getitem__(self, index: int) -> Example:
+        from PIL import Image
+
+        epoch, place = divmod(index, len(self._entries))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._entries))
+        entry = self._entries[int(order[place])]
+        file = self._images / entry["image"]
+        if not file.is_file():
+            raise UserError(f"image {entry['image']} is not in {self._images}; give the folder with --images")
+        turns = _turns(entry)
+        picked = np.random.default_rng([self.seed, index]).permutation(len(turns))
+        asked = tuple(turns[int(picked[i % len(turns)])] for i in range(self.questions))
+        return Example(Image.open(file).convert("RGB"), asked)
+
+
+def _turns(entry: dict) -> list[tuple[str, str]]:
+    turns = entry["conversations"]
+    return [
+        (human["value"].replace("<image>", "").strip(), model["value"].strip())
+        for human, model in zip(turns[::2], turns[1::2])
+        if human["from"] == "human" and model["from"] == "gpt" and model["value"].strip()
+    ]
+
+
+class Collator:
+    """Examples -> Batch: the chat template, tokens, and the vision tower (once an image).
+
+    max_text: ids behind the image beyond which a sample's answer is cut off.
+    """
+
+    def __init__(self, backbone: Backbone, frozen: FrozenModel, max_text: int = 1024):
+        self.backbone, self.frozen, self.max_text = backbone, frozen, max_text
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Samples in order of the examples, the questions of an image side by side."""
+        processor, device = self.backbone.processor, self.backbone.model.device
+        pixels = processor.image_processor([e.image.convert("RGB") for e in examples], return_tensors="pt")[
+            "pixel_values"
+        ]
+        features = self.frozen.features(pixels.to(device, self.backbone.model.dtype))
+        pairs = [pair for e in examples for pair in e.asked]
+        sequences = [self._tokens(*pair) for pair in pairs]
+        before = sequences[0][0]
+        if any(s[0] != before for s in sequences):
+            raise ValueError("the chat template puts different texts ahead of the image")
+        length = max(len(ids) for _, ids, _ in sequences)
+        pad = processor.tokenizer.pad_token_id or 0
+        after = torch.full((len(pairs), length), pad)
+        targets = torch.full((len(pairs), length), IGNORE)
+        for row, (_, ids, question) in enumerate(sequences):
+            after[row, : len(ids)] = torch.tensor(ids)
+            targets[row, question : len(ids)] = torch.tensor(ids[question:])
+        counts = torch.tensor([len(e.asked) for e in examples], device=device)
+        things = torch.tensor([e.things for e in examples], device=device)
+        return Batch(
+            features.repeat_interleave(counts, 0),
+            torch.tensor(before, device=device),
+            after.to(device),
+            targets.to(device),
+            torch.tensor([q for _, _, q in sequences], device=device),
+            things.repeat_interleave(counts),
+        )
+
+    def _tokens(self, prompt: str, answer: str) -> tuple[list[int], list[int], int]:
+        """Ids ahead of the image and behind it, and how many of the latter are the prompt's."""
+        processor, image = self.backbone.processor, self.frozen.adapter.image_token_id
+        tokenizer = processor.tokenizer
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}],
+            add_generation_prompt=True,
+        )
+        asked = tokenizer(text)["input_ids"]
+        # tokenised together: what a space before the answer becomes depends on the tokenizer
+        answered = tokenizer(f"{text} {answer}{tokenizer.eos_token}")["input_ids"]
+        if answered[: len(asked)] != asked:
+            raise ValueError(f"the answer {answer!r} changes the tokens of its prompt")
+        at = asked.index(image)
+        return asked[:at], answered[at + 1 :][: self.max_text], len(asked) - at - 1

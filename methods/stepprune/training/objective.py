@@ -1,0 +1,256 @@
+"""The training pathway (Sec. 3.3 and 3.4): gated tokens through the frozen model's projector and LLM.
+
+scores -> SoftTopK -> noise gate -> denoiser -> projector -> LLM -> next-token loss + lambda E[K] / N
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.families import adapter_for
+from methods.stepprune.gate import LocalDenoiser, noise_gate
+from methods.stepprune.policy import Choices, Policy, trimmed
+from methods.stepprune.training.scores import Aggregation, expected_length, scores
+from methods.stepprune.training.soft_topk import soft_topk, standardised
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as the objective takes them: one image and one answered question each.
+
+    features: [B, N, d], of the vision tower, before the projector. before: int64 [P], token ids ahead of the
+    image, the same for all. after: int64 [B, L], ids behind it, question then answer, padded on the right.
+    targets: int64 [B, L], the answer's ids at their places, IGNORE elsewhere. question: int64 [B], ids of
+    `after` that belong to the prompt. things: int64 [B], the scene's true complexity, -1 if unknown.
+    """
+
+    features: Tensor
+    before: Tensor
+    after: Tensor
+    targets: Tensor
+    question: Tensor
+    things: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def rows(self, chosen: slice) -> Batch:
+        """Some of the samples."""
+        names = ("features", "after", "targets", "question", "things")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
+
+class FrozenModel:
+    """The vision-language model around the policy: no module, so that nothing registers its parameters."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model.eval().requires_grad_(False)
+        self.adapter = adapter_for(model)
+        self.visual_tokens = self.adapter.visual_tokens
+        self.width = model.config.vision_config.hidden_size
+        self.text_width = self.adapter.text_config.hidden_size
+        self._embed = model.get_input_embeddings()
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """[I, 3, h, w] -> V of each image, [I, N, d]."""
+        feature = self.adapter.feature
+        return self.adapter.see(pixels, {feature})[feature][:, 1:]
+
+    @torch.no_grad()
+    def words(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """E: embeddings of each prompt's text without its answer, [B, T, D], just what the method gets at
+        inference; and which are no padding, bool [B, T]."""
+        head = batch.before.expand(len(batch), -1)
+        longest = int(batch.question.max())
+        ids = torch.cat([head, batch.after[:, :longest]], 1)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        return self._embed(ids), places < (head.shape[1] + batch.question)[:, None]
+
+    def loss(
+        self,
+        batch: Batch,
+        tokens: Tensor,
+        places: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean next-token loss over the answers, and the share of answers that are right in every token.
+
+        tokens: [B, V, d], read through the model's own projector. places: int64 [B, V], which of the N places
+        each stands in (their rotary positions), ascending; None: V = N, all. valid: bool [B, V], False at
+        padding.
+        """
+        rows, n = len(batch), self.visual_tokens
+        device = tokens.device
+        visual = self.adapter.project(tokens.to(self.model.dtype))
+        head, tail = self._embed(batch.before).expand(rows, -1, -1), self._embed(batch.after)
+        x = torch.cat([head, visual, tail], 1)
+        prefix = head.shape[1]
+        if places is None:
+            places = torch.arange(n, device=device).expand(rows, -1)
+        ends = torch.arange(tail.shape[1], device=device).expand(rows, -1)
+        starts = torch.arange(prefix, device=device).expand(rows, -1)
+        positions = torch.cat([starts, prefix + places, prefix + n + ends], 1)
+        mask = torch.ones(x.shape[:2], dtype=torch.long, device=device)
+        if valid is not None:
+            mask[:, prefix : prefix + valid.shape[1]] = valid
+        hidden = self.adapter.language_model(
+            inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        # A token's loss is read off the state before it: `after` starts one place behind the image.
+        hidden = hidden[:, -tail.shape[1] - 1 : -1]
+        asked = batch.targets != IGNORE
+        logits = self.model.lm_head(hidden[asked]).float()
+        wanted = batch.targets[asked]
+        wrong = torch.zeros(rows, device=device).index_add_(
+            0, asked.nonzero()[:, 0], (logits.argmax(-1) != wanted).float()
+        )
+        return F.cross_entropy(logits, wanted), (wrong == 0).float().mean()
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """gamma, sharpness and the rest are open in our copy of the paper.
+
+    chain: links of the straight-through chain that the gradient follows, None for all (see `Policy.replay`).
+    k_from: K-bar of Eq. 12: the `batch`'s running average (the paper's), or (ours) each sample's own: the
+    hard count in value, E[K] in gradient, so that the LM loss sees, and answers for, every sample's length.
+    slots: dropped places that the language model reads as noise, at random for each sample; None: all of
+    them, as in the paper. Fewer (ours) make a step cheaper, and its sequence more like the one at inference.
+    """
+
+    gamma: float
+    aggregation: Aggregation = "full"
+    chain: int | None = 1
+    k_from: Literal["batch", "sample"] = "batch"
+    slots: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a training step stands. alpha: the text gate. sharpness: of SoftTopK. length_weight: lambda.
+    mean_count: K-bar. seed: of the step's noise."""
+
+    alpha: float
+    sharpness: float
+    length_weight: float
+    mean_count: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one batch. loss: to be differentiated. The rest has no gradient; count: K, [B]."""
+
+    loss: Tensor
+    lm_loss: Tensor
+    right: Tensor
+    expected: Tensor
+    count: Tensor
+    gates: Tensor
+    pointer_max: Tensor
+    steps: int
+
+
+class Objective(nn.Module):
+    """L = L_LM + lambda E[K] / N (Eq. 15). Its parameters are all that is trained."""
+
+    def __init__(self, policy: Policy, denoiser: LocalDenoiser, frozen: FrozenModel, config: ObjectiveConfig):
+        super().__init__()
+        self.policy, self.denoiser = policy, denoiser
+        self.config = config
+        self._frozen = (frozen,)
+
+    @property
+    def frozen(self) -> FrozenModel:
+        return self._frozen[0]
+
+    def forward(self, batch: Batch, step: Step) -> Outcome:
+        words, valid_words = self.frozen.words(batch)
+        memory = self.policy.remember(batch.features, words, None, valid_words, step.alpha)
+        choices = trimmed(self.policy.decode(memory))
+        p = self.policy.replay(memory, choices, self.config.chain)
+        length = expected_length(p, choices)
+        gates = self.gates(p, choices, length, step)
+        generator = torch.Generator(gates.device).manual_seed(step.seed)
+        noise = torch.randn(
+            batch.features.shape, generator=generator, device=gates.device, dtype=batch.features.dtype
+        )
+        tokens = self.denoiser(noise_gate(batch.features, gates, noise))
+        places = self._slots(choices, generator)
+        if places is not None:
+            tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+        lm_loss, right = self.frozen.loss(batch, tokens, places)
+        loss = lm_loss + step.length_weight * length.mean() / self.frozen.visual_tokens
+        return Outcome(
+            loss,
+            lm_loss.detach(),
+            right,
+            length.detach().mean(),
+            choices.count,
+            gates.detach(),
+            p.detach().amax(-1)[choices.running].mean(),
+            choices.order.shape[1],
+        )
+
+    def gates(self, p: Tensor, choices: Choices, length: Tensor, step: Step) -> Tensor:
+        """s-tilde of Eq. 12, [B, N]."""
+        s = standardised(scores(p, choices, self.config.gamma, self.config.aggregation))
+        k: Tensor | float = step.mean_count
+        if self.config.k_from == "sample":
+            k = choices.count + (length - length.detach())
+        return soft_topk(s, k, step.sharpness)
+
+    def _slots(self, choices: Choices, generator: torch.Generator) -> Tensor | None:
+        """Places that the language model reads: those chosen and some of the others, int64 [B, V]."""
+        n = self.frozen.visual_tokens
+        if self.config.slots is None or int(choices.count.max()) + self.config.slots >= n:
+            return None
+        rank = torch.rand(len(choices.count), n + 1, generator=generator, device=choices.order.device)
+        rank = rank.scatter(1, choices.order, 2.0)[:, :n]
+        return rank.topk(int(choices.count.max()) + self.config.slots, 1).indices.sort(1).values
+
+
+PATHWAYS = ("vanilla", "gated", "gated, no denoiser", "hard", "hard, denoised")
+
+
+@torch.no_grad()
+def compare_pathways(objective: Objective, batch: Batch, step: Step) -> dict[str, tuple[float, float]]:
+    """LM loss and share of right answers of one batch: nothing pruned; the training pathway with and without
+    its denoiser; the hard subset of inference without and with it. The selection is the same in all."""
+    frozen, policy, denoiser = objective.frozen, objective.policy, objective.denoiser
+    words, valid_words = frozen.words(batch)
+    memory = policy.remember(batch.features, words, None, valid_words, step.alpha)
+    choices = trimmed(policy.decode(memory))
+    p = policy.replay(memory, choices, 0)
+    gates = objective.gates(p, choices, expected_length(p, choices), step)
+    generator = torch.Generator(gates.device).manual_seed(step.seed)
+    noise = torch.randn(
+        batch.features.shape, generator=generator, device=gates.device, dtype=batch.features.dtype
+    )
+    gated = noise_gate(batch.features, gates, noise)
+    places, valid = padded_places(choices)
+    hard = batch.features.gather(1, places[..., None].expand(-1, -1, batch.features.shape[-1]))
+    losses = (
+        frozen.loss(batch, batch.features),
+        frozen.loss(batch, denoiser(gated)),
+        frozen.loss(batch, gated),
+        frozen.loss(batch, hard, places, valid),
+        frozen.loss(batch, denoiser(hard), places, valid),
+    )
+    return {name: (float(loss), float(right)) for name, (loss, right) in zip(PATHWAYS, losses)}
+
+
+def padded_places(choices: Choices) -> tuple[Tensor, Tensor]:
+    """The chosen places of each sample in spatial order, int64 [B, V], and which are no padding."""
+    kept = choices.kept()
+    places = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
+    valid = torch.arange(places.shape[1], device=places.device) < choices.count[:, None]
+    return places, valid

@@ -1,0 +1,469 @@
+"""Training a policy on a frozen backbone: `python -m harness train stepprune`, or the same under `accelerate
+launch` for several GPUs.
+
+The paper's: AdamW, cosine decay, alpha annealed 0 to 1, LM loss + lambda E[K] / N at a fixed lambda
+(`--length-weight`). Ours: a lambda that tracks a wanted mean K (`--target-tokens`), the starting values of
+`initialise`, and the calibration that every checkpoint gets at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from harness.errors import UserError
+from methods.stepprune import checkpoint as checkpoints
+from methods.stepprune.gate import LocalDenoiser
+from methods.stepprune.policy import Policy, PolicyConfig
+from methods.stepprune.training import calibrate, state
+from methods.stepprune.training.data import Collator, LlavaInstructions, Pocket8
+from methods.stepprune.training.log import Log, gradient_norms, plot
+from methods.stepprune.training.objective import (
+    Batch,
+    FrozenModel,
+    Objective,
+    ObjectiveConfig,
+    Step,
+    compare_pathways,
+)
+from methods.stepprune.training.scores import Aggregation, default_gamma
+
+#: images of the held-out set that calibrates a checkpoint, each with as many questions as there are tasks
+HELD_OUT_IMAGES = 48
+#: K-bar and the mean that lambda tracks are averages over about so many steps
+MEMORY = 20
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """One run. Everything is in the checkpoint's description. Values that our copy of the paper does not
+    give are open and ours: nearly all of them.
+
+    Exactly one of target_tokens and length_weight is given. batch_size: questions a process and micro-step,
+    `questions` of them on each image; accumulate: micro-steps a step.
+    """
+
+    out: Path
+    backbone: str = "pocket-llava"
+    target_tokens: float | None = None
+    length_weight: float | None = None
+    data: Path | None = None
+    images: Path | None = None
+    steps: int = 1500
+    batch_size: int = 16
+    accumulate: int = 1
+    questions: int = 4
+    lr: float = 1e-3
+    denoiser_lr: float = 1e-3
+    warmup: int = 40
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    text_gate_until: float = 0.2
+    sharpness: float = 1.0
+    final_sharpness: float = 4.0
+    gamma: float | None = None
+    aggregation: Aggregation = "full"
+    causal_encoder: bool = False
+    decoder_layers: int = 1
+    pointer: Literal["projection", "attention"] = "projection"
+    temperature: float = 0.2
+    max_steps: int | None = None
+    chain: int | None = 1
+    k_from: Literal["batch", "sample"] = "batch"
+    slots: int | None = None
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    device: str = "auto"
+    log_every: int = 10
+    save_every: int = 100
+    workers: int = 0
+    resume: bool = False
+    stop_at: int | None = None
+
+    def __post_init__(self):
+        if (self.target_tokens is None) == (self.length_weight is None):
+            raise UserError(
+                "give one of --target-tokens N (tracks a mean) and --length-weight X (the paper's)"
+            )
+        if self.batch_size % self.questions:
+            raise UserError(
+                f"--batch-size {self.batch_size} is no multiple of --questions {self.questions}, those asked "
+                "of each image"
+            )
+        if self.data is not None and self.images is None:
+            raise UserError("--data needs --images, the folder of its images")
+
+    @property
+    def tokens(self) -> float:
+        """What schedules and starting values are made for: the target, or 64 at a fixed lambda."""
+        return self.target_tokens or 64.0
+
+    @property
+    def working_folder(self) -> Path:
+        return self.out.with_name(f".{self.out.stem}.training")
+
+    @property
+    def log(self) -> Path:
+        return self.out.with_suffix(".csv")
+
+
+# ---- data
+
+
+class _Chunks(Dataset):
+    """Micro-step m -> its examples; `world` processes share the steps."""
+
+    def __init__(self, source, images: int):
+        self.source, self.images = source, images
+
+    def __getitem__(self, m: int) -> list:
+        return [self.source[m * self.images + i] for i in range(self.images)]
+
+    def __len__(self) -> int:  # for DataLoader alone; indices come from a sampler
+        return 1 << 40
+
+
+def batches(source, collate: Collator, numbers: range, images: int, workers: int) -> Iterator[Batch]:
+    """Micro-batches by number, examples made by `workers` processes ahead of time."""
+    loader = DataLoader(
+        _Chunks(source, images),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        collate_fn=lambda examples: examples,
+    )
+    return map(collate, loader)
+
+
+def held_out(backbone, frozen: FrozenModel, images: int = HELD_OUT_IMAGES) -> Iterator[Batch]:
+    """Questions of Pocket-8's calibration split: four images a batch, one question of each task."""
+    source, collate = Pocket8("calibration", questions=8, seed=1), Collator(backbone, frozen)
+    for first in range(0, images, 4):
+        yield collate([source[i] for i in range(first, min(first + 4, images))])
+
+
+# ---- schedules
+
+
+def learning_rate(options: TrainOptions, step: int) -> float:
+    """Share of the full rate: linear warm-up, then cosine to 2 %."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def text_gate(options: TrainOptions, step: int) -> float:
+    """alpha: linear from 0 to 1 over the first `text_gate_until` of the run."""
+    if options.text_gate_until <= 0:
+        return 1.0
+    return min(1.0, step / (options.text_gate_until * options.steps))
+
+
+def sharpness(options: TrainOptions, step: int) -> float:
+    """Geometric from the first to the final value."""
+    done = step / max(1, options.steps - 1)
+    return options.sharpness * (options.final_sharpness / options.sharpness) ** done
+
+
+@dataclass
+class LengthControl:
+    """lambda and K-bar from step to step. With a target (ours) lambda is proportional-integral in the
+    relative excess of the mean hard K over it, and may become negative; without, it is the paper's constant.
+    """
+
+    target: float | None
+    weight: float
+    mean_count: float
+    integral: float = 0.0
+
+    GAIN, RATE, MOST = 2.0, 0.02, 20.0
+
+    def update(self, count: float) -> None:
+        """count: mean hard K of the latest step, over all processes."""
+        self.mean_count += (count - self.mean_count) / MEMORY
+        if self.target is None:
+            return
+        excess = self.mean_count / self.target - 1
+        self.integral = min(self.MOST, max(-self.MOST, self.integral + self.RATE * excess))
+        self.weight = self.GAIN * excess + self.integral
+
+
+# ---- the model
+
+
+@torch.no_grad()
+def initialise(policy: Policy, frozen: FrozenModel, batch: Batch, tokens: float) -> None:
+    """Starting values that depend on the data (ours).
+
+    Word embeddings are projected to unit scale. Pointer logits get unit variance over the tokens of an
+    image, which `temperature` counts on. The stop bias is such that the untrained policy takes `tokens` on
+    average: training can then move a working length instead of having to find one.
+    """
+    words, valid = frozen.words(batch)
+    scale = words[valid].float().square().mean().sqrt()
+    text = policy.encoder.text.weight
+    text.normal_(0, 1 / (float(scale) * text.shape[1] ** 0.5))
+    memory = policy.remember(batch.features, words, None, valid)
+    first = policy.logits(policy.start.expand(len(batch), 1, -1), memory)[:, 0, :-1]
+    spread = float(first.std(1).mean())
+    by_attention = policy.config.pointer == "attention"
+    query = policy.decoder[-1].query if by_attention else policy.pointer_query
+    for parameter in query.parameters():
+        parameter.mul_(1 / spread)
+    margins = policy.margins(policy.remember(batch.features, words, None, valid))
+    policy.stop_bias.add_(calibrate.bias_for(margins.cpu(), tokens))
+
+
+def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> Objective:
+    """An untrained policy and denoiser for the backbone, with `initialise`d values."""
+    n = frozen.visual_tokens
+    config = PolicyConfig(
+        frozen.width,
+        frozen.text_width,
+        causal_encoder=options.causal_encoder,
+        decoder_layers=options.decoder_layers,
+        pointer=options.pointer,
+        temperature=options.temperature,
+        max_steps=options.max_steps or min(n + 1, math.ceil(3 * options.tokens)),
+    )
+    torch.manual_seed(options.seed)
+    policy, denoiser = Policy(config), LocalDenoiser(frozen.width)
+    policy.to(batch.features.device)
+    initialise(policy, frozen, batch, min(options.tokens, n / 2))
+    return Objective(
+        policy,
+        denoiser.to(batch.features.device),
+        frozen,
+        ObjectiveConfig(
+            options.gamma or default_gamma(options.tokens),
+            options.aggregation,
+            options.chain,
+            options.k_from,
+            options.slots,
+        ),
+    )
+
+
+def parameter_groups(objective: Objective, options: TrainOptions) -> list[dict]:
+    """Two learning rates; no decay of vectors."""
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in objective.named_parameters():
+        rate = options.denoiser_lr if name.startswith("denoiser") else options.lr
+        decay = options.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": p, "lr": r, "base": r, "weight_decay": d} for (r, d), p in groups.items()]
+
+
+# ---- the run
+
+
+def train(options: TrainOptions) -> dict[str, object]:
+    """Train, calibrate, write checkpoint, log and plot. Returns the summary that is written as
+    <out>.summary.json. Raises UserError if `out` exists or a run is under way and `resume` is not set."""
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+    from tqdm import tqdm
+
+    _check_free(options)
+    accelerator = Accelerator(
+        mixed_precision=options.precision,
+        gradient_accumulation_steps=options.accumulate,
+        cpu=options.device == "cpu",
+    )
+    set_seed(options.seed)
+    import backbones
+
+    backbone = backbones.load(options.backbone, device=str(accelerator.device))
+    frozen = FrozenModel(backbone.model)
+    if options.target_tokens is not None and not 1 <= options.target_tokens <= frozen.visual_tokens:
+        raise UserError(f"--target-tokens must be 1 to {frozen.visual_tokens}, the tokens of an image")
+    source, collate = data_source(options), Collator(backbone, frozen)
+    images = options.batch_size // options.questions
+    objective = new_objective(options, frozen, collate([source[i] for i in range(images)]))
+    optimiser = torch.optim.AdamW(parameter_groups(objective, options), betas=(0.9, 0.98))
+    control = LengthControl(options.target_tokens, options.length_weight or 0.0, options.tokens)
+    start, seconds = 0, 0.0
+    if options.resume:
+        facts = state.load(options.working_folder, objective, optimiser)
+        if facts:
+            start, seconds = int(facts["step"]), float(facts["seconds"])
+            control = replace(control, **facts["control"])
+    model, optimiser = accelerator.prepare(objective, optimiser)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    numbers = range(
+        start * options.accumulate * world + rank, options.steps * options.accumulate * world, world
+    )
+    supply = batches(source, collate, numbers, images, options.workers)
+    main = accelerator.is_main_process
+    if main:
+        log = Log(options.log, options.log_every, objective.policy.config.max_steps, start)
+    stop_at = min(options.steps, options.stop_at or options.steps)
+    bar = tqdm(
+        total=options.steps, initial=start, desc="stepprune", unit="step", disable=None if main else True
+    )
+    clock = time.monotonic()
+    for step in range(start, stop_at):
+        for group in optimiser.param_groups:
+            group["lr"] = group["base"] * learning_rate(options, step)
+        reports, counts = [], []
+        for micro in range(options.accumulate):
+            number = (step * options.accumulate + micro) * world + rank
+            now = Step(
+                text_gate(options, step),
+                sharpness(options, step),
+                control.weight,
+                control.mean_count,
+                options.seed * 1_000_003 + number,
+            )
+            with accelerator.accumulate(model):
+                outcome = model(next(supply), now)
+                accelerator.backward(outcome.loss)
+                if accelerator.sync_gradients:
+                    norms = gradient_norms(objective)
+                    accelerator.clip_grad_norm_(objective.parameters(), options.clip)
+                optimiser.step()
+                optimiser.zero_grad()
+            counts.append(outcome.count)
+            reports.append(_report(outcome))
+        count = accelerator.gather(torch.cat(counts)).float()
+        control.update(float(count.mean()))
+        if main:
+            row = {k: sum(r[k] for r in reports) / len(reports) for k in reports[0]}
+            row |= {"count": float(count.mean()), "count_std": float(count.std())}
+            row |= {"length_weight": now.length_weight, "alpha": now.alpha, "sharpness": now.sharpness}
+            log.add(step + 1, row | norms, [int(c) for c in count])
+            bar.set_postfix(
+                loss=f"{row['lm_loss']:.3f}", length=f"{row['expected']:.0f}", K=f"{row['count']:.0f}"
+            )
+            bar.update()
+            if (step + 1) % options.save_every == 0 or step + 1 == stop_at:
+                spent = seconds + time.monotonic() - clock
+                facts = {"step": step + 1, "seconds": spent, "control": _plain(control)}
+                state.save(options.working_folder, objective, optimiser, facts)
+    bar.close()
+    accelerator.wait_for_everyone()
+    if not main or stop_at < options.steps:
+        return {}
+    seconds += time.monotonic() - clock
+    return _finish(options, backbone, frozen, objective, seconds, control)
+
+
+def _report(outcome) -> dict[str, float]:
+    gates = outcome.gates
+    return {
+        "lm_loss": float(outcome.lm_loss),
+        "right": float(outcome.right),
+        "expected": float(outcome.expected),
+        "pointer_max": float(outcome.pointer_max),
+        "gate_undecided": float(((gates > 0.1) & (gates < 0.9)).float().mean()),
+        "steps": float(outcome.steps),
+    }
+
+
+def _plain(control: LengthControl) -> dict[str, float]:
+    return {k: v for k, v in asdict(control).items() if k != "target"}
+
+
+def _check_free(options: TrainOptions) -> None:
+    if options.resume:
+        return
+    for path in (options.out, options.working_folder):
+        if path.exists():
+            raise UserError(f"{path} exists; give another --out, go on with --resume, or remove it")
+
+
+def data_source(options: TrainOptions):
+    """What questions come from."""
+    if options.data is None:
+        return Pocket8("train", options.questions, options.seed)
+    return LlavaInstructions(options.data, options.images, options.questions, options.seed)
+
+
+def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str, object]:
+    """Calibrate and write the checkpoint; compare the pathways; sum up."""
+    objective.eval()
+    policy = objective.policy
+    margins = calibrate.collect(policy, frozen, held_out(backbone, frozen))
+    found = checkpoints.Checkpoint(options.out, policy.config, options.backbone)
+    mean = float(calibrate.counts(margins, 0.0).double().mean())
+    wanted = {round(mean * s) for s in calibrate.SPREAD} | (
+        {options.tokens} if options.target_tokens else set()
+    )
+    calibrate.add_calibration(found, policy, margins, sorted(wanted))
+    found.training = {
+        k: str(v) if isinstance(v, Path) else v
+        for k, v in asdict(options).items()
+        if k not in ("out", "resume", "stop_at", "device", "workers")
+    } | {"backbone_weights": backbone.describe()["weights"], "gamma": objective.config.gamma}
+    for folder in ("data", "images"):  # a name, not a place on somebody's disk
+        if found.training[folder]:
+            found.training[folder] = Path(found.training[folder]).name
+    found.save(policy, objective.denoiser)
+    plot(options.log)
+    summary = {
+        "steps": options.steps,
+        "seconds": seconds,
+        "seconds_a_step": seconds / options.steps,
+        "mean_tokens": found.tokens,
+        "std_tokens": float(calibrate.counts(margins, 0.0).double().std()),
+        "length_weight": control.weight,
+        "pathways": pathways(objective, held_out(backbone, frozen), last_step(options, control)),
+        "cost": step_cost(objective, next(held_out(backbone, frozen, 4)), last_step(options, control)),
+    }
+    options.out.with_suffix(".summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(
+        f"{options.out}: mean K {summary['mean_tokens']:.1f} ± {summary['std_tokens']:.1f} "
+        "on held-out questions"
+    )
+    return summary
+
+
+def last_step(options: TrainOptions, control: LengthControl) -> Step:
+    """The schedules' end, where the pathways are compared."""
+    return Step(1.0, options.final_sharpness, control.weight, control.mean_count, 0)
+
+
+def pathways(objective: Objective, held: Iterator[Batch], step: Step) -> dict[str, dict[str, float]]:
+    """The train/inference gap: mean LM loss and right answers of every pathway on held-out questions."""
+    totals: dict[str, Tensor] = {}
+    n = 0
+    for batch in held:
+        n += len(batch)
+        for name, values in compare_pathways(objective, batch, step).items():
+            totals[name] = totals.get(name, 0) + len(batch) * torch.tensor(values)
+    return {name: dict(zip(("lm_loss", "right"), (t / n).tolist())) for name, t in totals.items()}
+
+
+def step_cost(objective: Objective, batch: Batch, step: Step, repeats: int = 3) -> dict[str, float]:
+    """Seconds of a training step's forward and backward pass, and of the frozen model's alone on all tokens
+    (median of `repeats`)."""
+
+    def seconds(run) -> float:
+        times = []
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            run().backward()
+            if batch.features.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+            objective.zero_grad(set_to_none=True)
+        return sorted(times[1:])[repeats // 2]
+
+    def frozen_alone() -> Tensor:
+        return objective.frozen.loss(batch, batch.features.clone().requires_grad_())[0]
+
+    return {
+        "questions": len(batch),
+        "step_seconds": seconds(lambda: objective(batch, step).loss),
+        "frozen_model_seconds": seconds(frozen_alone),
+    }

@@ -1,0 +1,380 @@
+"""`harness check` on run folders: planted drops, noise, files that lie, published scores."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness import check, cli, published, records
+from harness.check import against, findings, folder
+from harness.errors import UserError
+from harness.scoring import statistic
+from harness.stats import Units, interval
+from harness.tasks import BENCHMARKS
+
+DOCUMENTS = 240
+LAYERS = 4
+
+
+def cell(task, spec, budget, hits, name="pocket-x", **data):
+    """A record of one document a cluster; hits: 0/1 a document."""
+    pope = task == "pope"
+    counts = [[h, 1 - h, 1 - h] if pope else [h, 1] for h in map(float, hits)]
+    units = Units(tuple(map(str, range(len(hits)))), np.array(counts), ("0",) * len(hits))
+    function = statistic(BENCHMARKS[task].scoring)
+    kept = 64 if budget is None else budget
+    return {
+        "schema_version": records.SCHEMA_VERSION,
+        "written": "2026-01-01T00:00:00+00:00",
+        "backbone": {"name": name, "layers": LAYERS, "weights": "w", "config": "c"},
+        "device": {"kind": "cpu", "name": "a processor"},
+        "seed": 0,
+        "kind": "cell",
+        "status": "done",
+        "task": task,
+        "method": {"spec": spec, "name": spec, "budget": budget},
+        "data": {"documents": len(hits), "documents_in_file": len(hits), "digest": "d", **data},
+        "metrics": {
+            "score": float(function(units.counts.sum(0, keepdims=True))[0]),
+            "interval": list(interval(units, function, 0.95, 200, 0)),
+            "interval_level": 0.95,
+            "resamples": 200,
+        },
+        "visual_tokens": {
+            "kept": kept, "mean_over_layers": kept, "text_tokens": 20.0,
+            "rows": [[[kept] * LAYERS, len(hits)]],
+        },
+        "documents": {"row": list(range(len(hits))), "score": hits},
+        "units": {"cluster": list(units.keys), "stratum": list(units.strata), "counts": counts},
+    }  # fmt: skip
+
+
+def hits(right, total=DOCUMENTS, flip=()):
+    """`right` hits spread over `total` documents; those at the numbers `flip` are turned over."""
+    answers = [int((i + 1) * right // total > i * right // total) for i in range(total)]
+    assert sum(answers) == right
+    return [1 - h if i in flip else h for i, h in enumerate(answers)]
+
+
+def cost(spec, budget, own=1000, total=30.0, device="a processor"):
+    return {
+        "schema_version": records.SCHEMA_VERSION,
+        "written": "2026-01-01T00:00:00+00:00",
+        "backbone": {"name": "pocket-x", "layers": LAYERS, "weights": "w", "config": "c"},
+        "device": {"kind": "cpu", "name": device},
+        "kind": "efficiency",
+        "status": "done",
+        "task": "efficiency",
+        "method": {"spec": spec, "budget": budget},
+        "macs": {"tower": 10, "projector": 10, "selection": own},
+        "latency_ms": {
+            "total": {"p10": total - 1, "median": total, "p90": total + 1}, "vanilla_total_median": 30.0,
+        },
+    }  # fmt: skip
+
+
+def save(root, *made):
+    for record in made:
+        method = record["method"]["spec"]
+        place = f"cells/{record['task']}" if record["kind"] == "cell" else "efficiency"
+        records.write(root / place / f"{method}_{record['method']['budget']}.json", record)
+    return root
+
+
+def run_of(tmp_path, name, *made):
+    return folder.read(save(tmp_path / name, *made))
+
+
+def failures(found):
+    return [f for f in found if f.status == "FAIL"]
+
+
+def compare(tmp_path, old, new, task="gqa"):
+    before = run_of(tmp_path, "before", cell(task, "fastv", 16, old))
+    after = run_of(tmp_path, "after", cell(task, "fastv", 16, new))
+    assert not failures(folder.integrity(after)), "the planted file must be whole"
+    return list(against.baseline(after, before))
+
+
+# ---- our own baseline
+
+
+def right_ones(answers, number):
+    """Where the first `number` right answers stand, far apart."""
+    places = [i for i, h in enumerate(answers) if h]
+    return places[:: max(1, len(places) // number)][:number]
+
+
+@pytest.mark.parametrize("task", ["gqa", "pope"])
+def test_a_planted_drop_of_three_points_fails(tmp_path, task):
+    """7 of 240 answers turned wrong, and the record rewritten as a run would have written it."""
+    good = hits(180)
+    found = compare(tmp_path, good, hits(180, flip=right_ones(good, 7)), task)
+    (drop,) = failures(found)
+    assert drop.what == "score" and "-" in drop.note
+    assert float(drop.expected) - float(drop.found) >= 1.5
+
+
+def test_a_change_inside_the_noise_passes(tmp_path):
+    """Twenty answers come out differently, eleven of them worse: less than a point."""
+    good = hits(180)
+    worse, better = right_ones(good, 11), [i for i, h in enumerate(good) if not h][:9]
+    found = compare(tmp_path, good, hits(180, flip=(*worse, *better)))
+    assert not failures(found)
+    (score,) = [f for f in found if f.what == "score"]
+    assert score.status == "ok" and score.found != score.expected
+
+
+def test_an_improvement_passes(tmp_path):
+    good = hits(180)
+    assert not failures(
+        compare(tmp_path, good, hits(180, flip=[i for i, h in enumerate(good) if not h][:20]))
+    )
+
+
+def test_the_interval_of_the_difference_is_that_of_paired_answers(tmp_path):
+    """7 answers of 240 lost, none gained: the loss is binomial with rate 7 / 240."""
+    good = hits(180)
+    (drop,) = failures(compare(tmp_path, good, hits(180, flip=right_ones(good, 7))))
+    low, high = map(float, re.search(r"interval (\S+) to (\S+)$", drop.note).groups())
+    half = 100 * 1.96 * np.sqrt(7 / 240 * 233 / 240 / 240)
+    assert low == pytest.approx(-700 / 240 - half, abs=0.5) and high == pytest.approx(
+        -700 / 240 + half, abs=0.5
+    )
+
+
+def test_small_drops_everywhere_fail_together(tmp_path):
+    """Two answers of 60 lost in each of four tasks: noise in each, not in their mean."""
+    good = hits(40, 60)
+    bad = hits(40, 60, flip=right_ones(good, 2))
+    tasks = ("gqa", "scienceqa", "vqav2", "textvqa")
+    before = run_of(tmp_path, "before", *(cell(t, "fastv", 16, good) for t in tasks))
+    after = run_of(tmp_path, "after", *(cell(t, "fastv", 16, bad) for t in tasks))
+    (only,) = failures(against.baseline(after, before))
+    assert only.what == "mean of ratios %" and float(only.found) == pytest.approx(95.0)
+
+
+def test_too_few_documents_cannot_fail(tmp_path):
+    assert not failures(compare(tmp_path, [1] * 4, [0, 0, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda r: r["backbone"].update(weights="other"), "other weights"),
+        (lambda r: r["data"].update(digest="other"), "other data"),
+        (lambda r: r["data"].update(blind=True), "blind"),
+        (lambda r: r["documents"].update(row=list(range(1, 241))), "other documents"),
+    ],
+)
+def test_what_cannot_be_paired_is_skipped_with_its_reason(tmp_path, change, reason):
+    other = cell("gqa", "fastv", 16, hits(60))
+    change(other)
+    before = run_of(tmp_path, "before", cell("gqa", "fastv", 16, hits(180)))
+    (found,) = against.baseline(run_of(tmp_path, "after", other), before)
+    assert found.status == "skipped" and reason in found.note
+
+
+def test_more_visual_tokens_than_the_baseline_fail(tmp_path):
+    more = cell("gqa", "fastv", 16, hits(180))
+    more["visual_tokens"].update(kept=18, mean_over_layers=18, rows=[[[18] * LAYERS, DOCUMENTS]])
+    before = run_of(tmp_path, "before", cell("gqa", "fastv", 16, hits(180)))
+    (found,) = failures(against.baseline(run_of(tmp_path, "after", more), before))
+    assert found.what.startswith("visual tokens")
+
+
+@pytest.mark.parametrize("device, status", [("a processor", "warning"), ("another", "skipped")])
+def test_slower_is_a_warning_on_the_same_device_alone(tmp_path, device, status):
+    one = cell("gqa", "fastv", 16, hits(180))
+    before = run_of(tmp_path, "before", one, cost("fastv", 16))
+    after = run_of(tmp_path, "after", one, cost("fastv", 16, total=40.0, device=device))
+    (found,) = [f for f in against.baseline(after, before) if f.what.startswith("prefill")]
+    assert found.status == status and not failures(against.baseline(after, before))
+
+
+# ---- files that contradict themselves
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        (lambda r: r["metrics"].update(score=r["metrics"]["score"] - 3), "score"),
+        (lambda r: r["metrics"].update(interval=[0.0, 100.0]), "interval, low"),
+        (lambda r: r["visual_tokens"].update(mean_over_layers=12), "visual tokens, mean over layers"),
+        (lambda r: r["data"].update(documents=10), "documents"),
+        (lambda r: r.update(status="failed", error="Traceback\nBoom: it broke"), "cell"),
+    ],
+)
+def test_a_record_is_recomputed_from_its_own_parts(tmp_path, change, what):
+    record = cell("gqa", "fastv", 16, hits(180))
+    change(record)
+    assert what in [f.what for f in failures(folder.integrity(run_of(tmp_path, "run", record)))]
+
+
+def leaderboard(root, **row):
+    line = {"block": 16, "method": "fastv", "budget": 16.0, "gqa": 75.0, **row}
+    text = ",".join(line) + "\n" + ",".join(map(str, line.values())) + "\n"
+    (root / "leaderboard.csv").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "row, what",
+    [({}, None), ({"gqa": 72.0}, "gqa"), ({"average": 97.0}, "average %"), ({"method": "pdrop"}, "row")],
+)
+def test_the_leaderboard_is_recomputed_from_the_records(tmp_path, row, what):
+    root = save(
+        tmp_path / "run", cell("gqa", "fastv", 16, hits(180)), cell("gqa", "vanilla", None, hits(200))
+    )
+    leaderboard(root, **row)
+    failed = [f.what for f in failures(folder.integrity(folder.read(root)))]
+    assert failed == ([what] if what else [])
+
+
+def test_speed_ups_are_recomputed(tmp_path):
+    root = save(tmp_path / "run", cell("gqa", "fastv", 16, hits(180)), cost("fastv", 16, total=15.0))
+    leaderboard(root, gflops=1.0, prefill=15.0, speedup=2.2)
+    assert [f.what for f in failures(folder.integrity(folder.read(root)))] == ["speed-up"]
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def committed_copy(tmp_path_factory):
+    """One task of a committed run, copied; any backbone, any numbers."""
+    known = check.committed(check.RESULTS)
+    if not known:
+        pytest.skip("no run is committed below results/")
+    root = tmp_path_factory.mktemp("copy") / "run"
+    task = sorted((known[0] / "cells").iterdir())[0]
+    shutil.copytree(task, root / "cells" / task.name)
+    return root
+
+
+def test_a_copied_result_file_passes_and_fails_with_three_points_less(committed_copy, capsys):
+    assert cli.main(["check", str(committed_copy)]) == 0
+    path = next(p for p in sorted(committed_copy.rglob("*.json")) if records.read(p)["metrics"]["score"] >= 0)
+    record = records.read(path)
+    record["metrics"]["score"] -= 3
+    records.write(path, record)
+    capsys.readouterr()
+    assert cli.main(["check", str(committed_copy), "--github"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL" in out and re.search(rf"^::error file=[^,]*{path.name},title=", out, re.M)
+    assert "1 failures" in out
+
+
+def test_without_folders_the_committed_runs_are_checked(tmp_path, capsys):
+    good = hits(30, 40)
+    save(tmp_path / "results" / "pocket-x" / "default", cell("gqa", "fastv", 16, good))
+    save(tmp_path / "results" / "runs" / "pocket-x", cell("gqa", "fastv", 16, good))
+    assert check.run([], results=tmp_path / "results") == 0
+    out = capsys.readouterr().out
+    assert "it is the committed baseline" in out and "runs/pocket-x" not in out
+    assert out.count("| known") >= 7, "the seven averages are flagged"
+
+
+def test_a_run_finds_its_committed_baseline(tmp_path, capsys):
+    good = hits(180)
+    save(tmp_path / "results" / "pocket-x" / "default", cell("gqa", "fastv", 16, good))
+    new = save(tmp_path / "new", cell("gqa", "fastv", 16, hits(180, flip=right_ones(good, 12))))
+    assert check.run([new], results=tmp_path / "results") == 1
+    assert "against" in capsys.readouterr().out
+
+
+def test_bad_folders_and_files_are_one_line_and_exit_code_2(tmp_path, capsys):
+    def refused(path):
+        assert cli.main(["check", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert "no run folder" in refused(tmp_path / "nowhere")
+    (tmp_path / "empty" / "cells").mkdir(parents=True)
+    assert "no cell records" in refused(tmp_path / "empty")
+    root = save(tmp_path / "run", cell("gqa", "fastv", 16, hits(180)))
+    path = next(root.rglob("*.json"))
+    whole = path.read_text(encoding="utf-8")
+    for spoilt, says in (
+        (whole[: len(whole) // 2], "truncated"),
+        (json.dumps([1]), "no result record"),
+        (json.dumps({**json.loads(whole), "schema_version": 99}), "schema version 99"),
+        (json.dumps({**json.loads(whole), "kind": "recipe"}), "kind 'recipe'"),
+        (json.dumps({**json.loads(whole), "task": "chess"}), "unknown task 'chess'"),
+        (json.dumps({**json.loads(whole), "metrics": {}}), "score"),
+        (
+            json.dumps({**json.loads(whole), "units": {"cluster": [], "counts": [[1]], "stratum": []}}),
+            "units",
+        ),
+    ):
+        path.write_text(spoilt, encoding="utf-8")
+        assert says in refused(root)
+        assert path.read_text(encoding="utf-8") == spoilt, "nothing is overwritten"
+    path.write_text(whole, encoding="utf-8")
+    (root / "leaderboard.csv").write_text("method,gqa\nfastv,high\n", encoding="utf-8")
+    assert "leaderboard.csv" in refused(root)
+
+
+def test_a_broken_baseline_is_named(tmp_path):
+    root = save(tmp_path / "results" / "pocket-x" / "default", cell("gqa", "fastv", 16, hits(180)))
+    next(root.rglob("*.json")).write_text("{", encoding="utf-8")
+    new = save(tmp_path / "new", cell("gqa", "fastv", 16, hits(180)))
+    with pytest.raises(UserError, match="committed baseline is broken"):
+        check.run([new], results=tmp_path / "results", say=lambda line: None)
+
+
+# ---- published scores
+
+
+def beside(
+    tmp_path, right, method="visionzip", budget=64, name="models/llava-1.5-7b-hf", task="pope", **data
+):
+    """Findings of a 7B cell against Table 1."""
+    record = cell(task, method, budget, hits(right, 1000), name, **{"comparable_to_paper": True, **data})
+    record["backbone"]["layers"] = 32
+    return list(against.published(run_of(tmp_path, "run", record), published.load()))
+
+
+def test_a_score_near_the_published_one_agrees(tmp_path):
+    (found,) = beside(tmp_path, 620, task="scienceqa", method="visionzip", budget=64)
+    assert found.status == "FAIL" and found.expected == "69.0" and "below" in found.note
+    (found,) = beside(tmp_path / "2", 685, task="scienceqa")
+    assert found.status == "ok"
+    (found,) = beside(tmp_path / "3", 800, task="scienceqa")
+    assert found.status == "warning" and "above" in found.note
+
+
+def test_a_row_that_is_known_not_to_reproduce_only_warns(tmp_path):
+    (found,) = beside(tmp_path, 300, method="fastv", task="gqa")
+    assert found.status == "warning" and "SparseVLM" in found.note
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "pocket-llava"},
+        {"comparable_to_paper": False, "comparability": "drawn images"},
+    ],
+)
+def test_what_is_not_comparable_is_not_compared(tmp_path, change):
+    (found,) = beside(tmp_path, 100, task="scienceqa", **change)
+    assert found.status == "skipped"
+
+
+def test_other_settings_and_budgets_have_no_published_row(tmp_path):
+    assert beside(tmp_path, 100, method="fastv:k=3", task="gqa") == []
+    assert beside(tmp_path / "2", 100, budget=100, task="gqa") == []
+
+
+# ---- printing
+
+
+def test_annotations_are_escaped():
+    bad = findings.Finding("FAIL", "a, b: c", "average %", "1", "2", "two\nlines", Path("x,y.json"))
+    assert findings.annotation(bad) == (
+        "::error file=x%2Cy.json,title=harness check::a, b: c, average %25: 1, not 2 (two%0Alines)"
+    )
+    assert findings.annotation(findings.Finding("ok", "a", "b")) is None

@@ -1,0 +1,83 @@
+"""docs/methods.md says what the code does: its schedules, costs, options and limits, recomputed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from cost_claims import BUDGETS, CLAIMS, SHAPE_7B, cost_row, schedule_row
+
+from harness.errors import UserError
+from methods import registry
+
+PAGE = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+TITLES = {
+    "fastv": "FastV", "visionzip": "VisionZip", "prumerge": "PruMerge", "prumerge_plus": "PruMerge+",
+    "sparsevlm": "SparseVLM", "pdrop": "PDrop", "holov": "HoloV",
+}  # fmt: skip
+SCHEDULES = re.findall(r"^\| `([^`]+)` \| (\d+) \| \d.+$", PAGE, re.M)
+COSTS = re.findall(r"^\| `([^`]+)` \| [^|\d`].+? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.M)
+
+
+@pytest.mark.parametrize("spec, budget", SCHEDULES)
+def test_schedule(spec, budget):
+    assert schedule_row(spec, int(budget)) in PAGE.splitlines()
+
+
+def test_every_method_has_its_schedules():
+    stated = set(SCHEDULES)
+    assert len(SCHEDULES) == len(stated)
+    for name in set(CLAIMS) - {"vanilla"}:
+        assert {(name, str(b)) for b in BUDGETS} <= stated
+    for name, title in TITLES.items():
+        section = SECTIONS[title]
+        for word in ("acts", "reads", "keeps", "costs", "options", "source"):
+            assert re.search(rf"^\| [\w, ]*\b{word}\b[\w, ]* \| .+ \|$", section, re.M) or (
+                name == "prumerge_plus" and word in section
+            )
+        assert "| deviation | from | why |" in section
+        for setting in registry.build(name, 64).parameters():
+            assert f"`{setting}`" in section, f"{title} does not name its option {setting}"
+
+
+def test_costs():
+    assert {spec.partition(":")[0] for spec, *_ in COSTS} == set(TITLES)
+    for spec, *numbers in COSTS:
+        assert numbers == cost_row(spec), spec
+
+
+def test_the_scale_of_costs():
+    n, d, mlp, layers, vocabulary = SHAPE_7B.W, SHAPE_7B.D, 11008, SHAPE_7B.layers, 32064
+    llm = layers * (n * (4 * d * d + 3 * d * mlp) + 2 * n * n * d) + d * vocabulary
+    assert f"unpruned prefill is {2 * llm / 1e9:.0f} GFLOP" in PAGE
+    token = 2 * (SHAPE_7B.d * SHAPE_7B.D + SHAPE_7B.D**2) / 1e9
+    assert re.search(rf"one visual token\s+through the projector {token:.3f}\b", PAGE)
+
+
+LIMITS = [
+    (name, int(b), int(layers))
+    for name, title in TITLES.items()
+    for line in re.findall(r"`average`: smallest b: (.+) \|", SECTIONS[title])
+    for b, layers in re.findall(r"(\d+) of (\d+) layers", line)
+]
+
+
+def test_limits_are_stated():
+    assert len(LIMITS) == 6
+
+
+@pytest.mark.parametrize("name, smallest, layers", LIMITS)
+def test_limits(name, smallest, layers):
+    spec = name if name == "pdrop" else f"{name}:schedule=average"
+    registry.build(spec, smallest).validate(576, layers)
+    for budget in range(max(1, smallest - 5), smallest):
+        with pytest.raises(UserError, match=r"cannot be had|no ratio gives"):
+            registry.build(spec, budget).validate(576, layers)
+
+
+@pytest.mark.parametrize("spec", ["prumerge:schedule=adaptive", "prumerge_plus:schedule=adaptive"])
+def test_schedules_that_ignore_the_budget(spec):
+    rows = {schedule_row(spec, b).partition(f"| {b} |")[2] for b in BUDGETS}
+    assert len(rows) == 1
