@@ -1,4 +1,4 @@
-"""The noise gate of Eq. 13 and the local denoiser of Eq. 14: they train the policy, inference needs neither."""
+"""The noise gate of Eq. 13 and the local denoiser of Eq. 14; they train the policy, inference has neither."""
 
 from __future__ import annotations
 
