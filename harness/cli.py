@@ -5,6 +5,7 @@ read.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -344,7 +345,7 @@ def _list() -> int:
 
     print("methods (--methods NAME:parameter=value,...):")
     for name, cls in registry.available().items():
-        print(f"  {name:12} {_first_line(cls)}")
+        print(f"  {name:13} {_first_sentence(cls)}")
     print("tasks (--tasks):")
     for b in BENCHMARKS.values():
         print(f"  {b.name:12} {b.title}: {b.why}")
@@ -355,5 +356,5 @@ def _list() -> int:
     return 0
 
 
-def _first_line(thing: object) -> str:
-    return ((thing.__doc__ or "").strip().splitlines() or [""])[0]
+def _first_sentence(thing: object) -> str:
+    return re.split(r"(?<=\.)\s", " ".join((thing.__doc__ or "").split()), maxsplit=1)[0]
