@@ -20,7 +20,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vision-minutes", type=float, default=24)
-    parser.add_argument("--language-minutes", type=float, default=90)
+    parser.add_argument("--language-minutes", type=float, default=train_language.MINUTES)
     parser.add_argument("--build", type=Path, default=Path("build/pocket"))
     parser.add_argument("--target", type=Path, default=CHECKPOINT)
     parser.add_argument("--seed", type=int, default=0)
@@ -36,8 +36,8 @@ def main() -> None:
         tower,
         logs / "language.csv",
         arguments.language_minutes,
-        batch=4,
-        lr=3e-3,
+        batch=train_language.BATCH,
+        lr=train_language.LR,
         seed=arguments.seed,
     )
     print(export(arguments.build, arguments.target))

@@ -1,12 +1,12 @@
 """Stage 2: projector and language model learn to answer questions about a scene; the vision tower stays
 frozen.
 
-First come drills of a few tokens (`drills`), then the benchmarks' questions, many packed behind one image.
-Each question sees the image and itself only, at the positions it has in a conversation of one turn, so a
-packed sequence trains exactly what is asked at evaluation. Scenes grow from few things to fourteen. For most
-of the training the language model is given only some visual tokens (all that lie on a thing and a random
-share of the background, at their original positions), which makes a step about three times cheaper; the last
-part gives it all 576, as at evaluation.
+First come drills of a few tokens (`drills`), then the benchmarks' questions beside drills of what is learnt
+slowly, those with lettered options last, many packed behind one image. Each question sees the image and
+itself only, at the positions it has in a conversation of one turn, so a packed sequence trains exactly what
+is asked at evaluation. Scenes grow from few things to fourteen. For most of the training the language model
+is given only some visual tokens (of each thing and of the background, at their original positions), which
+makes a step about three times cheaper; the last part gives it all 576, as at evaluation.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, TEXTURES, Scene, 
 
 IGNORE = -100
 VISUAL_TOKENS = 576
+#: Defaults of the recipe.
+MINUTES, BATCH, LR = 105, 4, 2e-3
+#: Shares of the training: until when four patches of a thing are shown, and until when all of them.
 SPARSER_UNTIL, SPARSE_UNTIL = 0.6, 0.82
 BACKGROUND_KEPT = 40
 #: Questions a task an image in one pack, once the drills are over.
@@ -398,9 +401,9 @@ def main() -> None:
         "--tower", type=Path, default=Path("build/pocket/vision/tower.safetensors"), help="stage 1's result"
     )
     parser.add_argument("--log", type=Path, default=Path("results/pocket-llava/training/language.csv"))
-    parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--batch", type=int, default=4, help="images a step, each with about 20 questions")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--batch", type=int, default=BATCH, help="images a step, each with 20 questions")
+    parser.add_argument("--lr", type=float, default=LR)
     parser.add_argument("--seed", type=int, default=0)
     train(**vars(parser.parse_args()))
 

@@ -129,25 +129,21 @@ def relation(scene: Scene, rng: np.random.Generator) -> Fact | None:
         return None
     first, second = (named[int(i)] for i in rng.choice(len(named), 2, replace=False))
     dx, dy = (a - b for a, b in zip(first[0].centre, second[0].centre))
-    sideways = abs(dx) >= CLEAR_GAP if abs(dx) > abs(dy) else False
-    if sideways:
-        question = f"Is the {first[1]} to the left or to the right of the {second[1]}?"
-        return Fact(
-            "relation",
-            question,
-            f"{first[2]}在{second[2]}的左边还是右边？",
-            "left" if dx < 0 else "right",
-            ("left", "right"),
-        )
-    if abs(dy) < CLEAR_GAP:
+    sideways = abs(dx) > abs(dy)
+    gap = dx if sideways else dy
+    if abs(gap) < CLEAR_GAP:
         return None
-    question = f"Is the {first[1]} above or below the {second[1]}?"
+    where, where_cn, domain = (
+        ("to the left or to the right of", "左边还是右边", ("left", "right"))
+        if sideways
+        else ("above or below", "上面还是下面", ("above", "below"))
+    )
     return Fact(
         "relation",
-        question,
-        f"{first[2]}在{second[2]}的上面还是下面？",
-        "above" if dy < 0 else "below",
-        ("above", "below"),
+        f"Is the {first[1]} {where} the {second[1]}?",
+        f"{first[2]}在{second[2]}的{where_cn}？",
+        domain[0] if gap < 0 else domain[1],
+        domain,
     )
 
 
