@@ -17,8 +17,10 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     """Add the parsers to `python -m harness`'s; the handler of each command."""
     train = commands.add_parser("train", help="train a learned method on a frozen backbone")
     _method(train)
-    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="checkpoint to write")
-    _training(train, steps=1500)
+    train.add_argument(
+        "--out", type=Path, metavar="FILE", help="checkpoint to write (default: where run_all.py finds it)"
+    )
+    _training(train, steps=1500, length_required=True)
     train.add_argument("--resume", action="store_true", help="go on with the run of the same --out")
     train.add_argument("--stop-at", type=int, metavar="STEP", help="pause there (schedules follow --steps)")
 
@@ -28,7 +30,7 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
         "--folder", type=Path, default=Path("results/stepprune/ablations"), metavar="DIR", help="for results"
     )
     ablate.add_argument("--ours", action="store_true", help="variants of our own too, not only the paper's")
-    _training(ablate, steps=300)
+    _training(ablate, steps=300, length_required=False)
 
     calibrate = commands.add_parser("calibrate", help="calibrate a checkpoint to further mean token counts")
     _method(calibrate)
@@ -59,12 +61,15 @@ def _method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", choices=METHODS)
 
 
-def _training(parser: argparse.ArgumentParser, steps: int) -> None:
+def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool) -> None:
     what = parser.add_argument_group("what to train")
     what.add_argument("--backbone", default="pocket-llava", metavar="NAME", help="name or checkpoint folder")
-    length = what.add_mutually_exclusive_group(required=True)
+    length = what.add_mutually_exclusive_group(required=length_required)
     length.add_argument(
-        "--target-tokens", type=float, metavar="N", help="mean K wanted; lambda tracks it (ours)"
+        "--target-tokens",
+        type=float,
+        metavar="N",
+        help="mean K wanted; lambda tracks it (ours)" + ("" if length_required else ", default 64"),
     )
     length.add_argument("--length-weight", type=float, metavar="X", help="fixed lambda (the paper's)")
     what.add_argument(
@@ -118,15 +123,18 @@ def train_options(options: argparse.Namespace, **changes):
 
 
 def _train(options: argparse.Namespace) -> int:
+    from methods.stepprune import checkpoint
     from methods.stepprune.training.train import train
 
-    train(train_options(options))
+    train(train_options(options, out=options.out or checkpoint.default_path(options)))
     return 0
 
 
 def _ablate(options: argparse.Namespace) -> int:
     from methods.stepprune.training import ablate
 
+    if options.target_tokens is None and options.length_weight is None:
+        options.target_tokens = 64.0
     return ablate.main(options, train_options(options, out=options.folder / "stepprune.safetensors"))
 
 

@@ -131,6 +131,16 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"stepprune: {description.name} is damaged ({error}); restore it") from error
 
 
+def default_path(options) -> Path:
+    """Where a training run's checkpoint goes by default, and `shipped` finds it.
+
+    options: with `backbone`, `target_tokens` and `length_weight`, one of the last two None.
+    """
+    target, weight = options.target_tokens, options.length_weight
+    name = f"k{target:g}" if target is not None else f"lambda{weight:g}"
+    return SHIPPED / Path(options.backbone).name / f"{name}.safetensors"
+
+
 def shipped(backbone: str) -> list[Checkpoint]:
     """The checkpoints that come with the package for a backbone's name."""
     return [read(path) for path in sorted((SHIPPED / backbone).glob("*.safetensors"))]
