@@ -62,37 +62,60 @@ def test_packed_questions_equal_single_turn_conversations(model, tokenizer, imag
     pixels = train_vision.normalise(images)
     features = train_vision.hidden_states(model.model.vision_tower, images, None)[0][:, 1:]
     questions = train_language.Questions(tokenizer, 0, 0, torch.ones(()))
-    packs, texts = [], []
+    ids_of = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    drills = []
     for i in range(2):
         scene, rng = sample_scene("train", 0, i), np.random.default_rng(i)
-        rows = [
-            (task, documents.MAKERS[task](scene, rng)[0]) for task in ("gqa", "mmbench_cn", "pope")[: 3 - i]
-        ]
-        packs.append(
-            [
-                questions._encode(
-                    task, "\n" + documents.prompt(task, row) + PROMPT_TAIL, documents.target(task, row)
-                )
-                for task, row in rows
-            ]
-        )
-        texts.append([(documents.prompt(task, row), documents.target(task, row)) for task, row in rows])
+        tasks = ("gqa", "mmbench_cn", "pope")[: 3 - i]
+        drills.append([train_language.asked(t, documents.MAKERS[t](scene, rng)[0]) for t in tasks])
     head = torch.tensor(tokenizer.encode(PROMPT_HEAD))
+    packs = [[questions._encode(drill) for drill in pack] for pack in drills]
     packed = train_language.collate_packs(packs, tokenizer.pad_token_id)
     loss, score = train_language.forward(model, head, features, None, packed)
-    total, asked = 0.0, 0
-    for i, conversation in enumerate(texts):
-        for prompt, answer in conversation:
-            reply = [*tokenizer.encode(" " + answer, add_special_tokens=False), tokenizer.eos_token_id]
-            text = f"{PROMPT_HEAD}{'<image>' * 576}\n{prompt}{PROMPT_TAIL}"
-            ids = torch.tensor([tokenizer.encode(text) + reply])
+    total, wanted, thoughts = 0.0, 0, 0
+    for i, pack in enumerate(drills):
+        for drill in pack:
+            question = "".join(text for text, _ in drill.pieces)
+            reply = [*ids_of(" " + drill.pieces[-1][1]), tokenizer.eos_token_id]
+            ids = tokenizer.encode(f"{PROMPT_HEAD}{'<image>' * 576}{question}") + reply
+            start = len(ids) - len(reply) - len(ids_of(question))
+            labels, at = {}, start
+            for text, thought in drill.pieces[:-1]:
+                at += len(ids_of(text))
+                if thought is not None:
+                    labels[at - 1] = ids_of(" " + thought)[0]
+            thoughts += len(labels)
+            labels |= {len(ids) - len(reply) - 1 + k: token for k, token in enumerate(reply)}
+            given = torch.tensor([ids])
             logits = model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels[i : i + 1]
-            ).logits[0, -len(reply) - 1 : -1]
-            total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(reply), reduction="sum"))
-            asked += len(reply)
-    assert float(loss) == pytest.approx(total / asked, abs=1e-4)
+                input_ids=given, attention_mask=torch.ones_like(given), pixel_values=pixels[i : i + 1]
+            ).logits[0]
+            expected = torch.tensor(list(labels.values()))
+            total += float(
+                torch.nn.functional.cross_entropy(logits[list(labels)], expected, reduction="sum")
+            )
+            wanted += len(labels)
+    assert thoughts >= 2
+    assert float(loss) == pytest.approx(total / wanted, abs=1e-4)
     assert sum(n for _, n in score.values()) == 5
+
+
+@pytest.mark.parametrize("task", train_language.LETTERED)
+def test_lettered_questions_are_the_harness_s_with_a_thought_an_option(task, tokenizer):
+    ids_of = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    seen = 0
+    for index in range(30):
+        for row in documents.MAKERS[task](sample_scene("train", 1, index), np.random.default_rng(index)):
+            drill, answer = train_language.asked(task, row), documents.target(task, row)
+            question = "\n" + documents.prompt(task, row) + PROMPT_TAIL
+            assert "".join(text for text, _ in drill.pieces) == question
+            assert [i for text, _ in drill.pieces for i in ids_of(text)] == ids_of(question)
+            options = [thought for text, thought in drill.pieces[:-1] if text[2:4] == ". "]
+            letter = documents.LETTERS.index(answer)
+            assert options == ["no"] * letter + [answer] + ["no"] * (len(options) - letter - 1)
+            assert drill.pieces[-1][1] == answer
+            seen += 1
+    assert seen > 20
 
 
 def test_labels_name_the_thing_under_each_patch():
