@@ -92,14 +92,14 @@ def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool
         default="batch",
         help="K-bar: the batch's running mean (the paper's) or each sample's (ours)",
     )
-    what.add_argument("--slots", type=int, help="dropped places the LLM reads as noise (default: all)")
+    what.add_argument("--slots", type=int, help="places of an image that the LLM reads (default: all)")
     what.add_argument("--chain", type=int, default=1, help="straight-through links followed; -1: all")
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=int, default=steps, help=f"(default {steps})")
     how.add_argument("--batch-size", type=int, default=16, help="questions a process and micro-step")
     how.add_argument("--accumulate", type=int, default=1, help="micro-steps a step")
     how.add_argument("--questions", type=int, default=4, help="questions on each image of a batch")
-    how.add_argument("--lr", type=float, default=1e-3)
+    how.add_argument("--lr", type=float, default=5e-4)
     how.add_argument("--denoiser-lr", type=float, default=1e-3)
     how.add_argument("--warmup", type=int, default=40, help="steps")
     how.add_argument("--weight-decay", type=float, default=0.01)

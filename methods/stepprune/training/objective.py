@@ -122,8 +122,9 @@ class ObjectiveConfig:
     chain: links of the straight-through chain that the gradient follows, None for all (see `Policy.replay`).
     k_from: K-bar of Eq. 12: the `batch`'s running average (the paper's), or (ours) each sample's own: the
     hard count in value, E[K] in gradient, so that the LM loss sees, and answers for, every sample's length.
-    slots: dropped places that the language model reads as noise, at random for each sample; None: all of
-    them, as in the paper. Fewer (ours) make a step cheaper, and its sequence more like the one at inference.
+    slots: places that the language model reads: those chosen (the last ones not, if they are more), then
+    others, as noise, at random for each sample. None: all N, as in the paper. Fewer (ours) make a step
+    cheaper, and its sequence more like the one at inference.
     """
 
     gamma: float
@@ -209,13 +210,15 @@ class Objective(nn.Module):
         return soft_topk(s, k, step.sharpness)
 
     def _slots(self, choices: Choices, generator: torch.Generator) -> Tensor | None:
-        """Places that the language model reads: those chosen and some of the others, int64 [B, V]."""
-        n = self.frozen.visual_tokens
-        if self.config.slots is None or int(choices.count.max()) + self.config.slots >= n:
+        """Places that the language model reads, int64 [B, slots]: what was chosen, in order of choice, then
+        others at random. None: all places."""
+        n, slots = self.frozen.visual_tokens, self.config.slots
+        if slots is None or slots >= n:
             return None
-        rank = torch.rand(len(choices.count), n + 1, generator=generator, device=choices.order.device)
-        rank = rank.scatter(1, choices.order, 2.0)[:, :n]
-        return rank.topk(int(choices.count.max()) + self.config.slots, 1).indices.sort(1).values
+        priority = torch.rand(len(choices.count), n + 1, generator=generator, device=choices.order.device)
+        steps = torch.arange(choices.order.shape[1], device=choices.order.device)
+        priority = priority.scatter(1, choices.order, (n - steps).float().expand(choices.order.shape))[:, :n]
+        return priority.topk(slots, 1).indices.sort(1).values
 
 
 PATHWAYS = ("vanilla", "gated", "gated, no denoiser", "hard", "hard, denoised")

@@ -2,8 +2,8 @@
 launch` for several GPUs.
 
 The paper's: AdamW, cosine decay, alpha annealed 0 to 1, LM loss + lambda E[K] / N at a fixed lambda
-(`--length-weight`). Ours: a lambda that tracks a wanted mean K (`--target-tokens`), the starting values of
-`initialise`, and the calibration that every checkpoint gets at the end.
+(`--length-weight`). Ours: a lambda and a stop bias that track a wanted mean K (`--target-tokens`), the
+starting values of `initialise`, and the calibration that every checkpoint gets at the end.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from methods.stepprune.training.scores import Aggregation, default_gamma
 
 #: images of the held-out set that calibrates a checkpoint, each with as many questions as there are tasks
 HELD_OUT_IMAGES = 48
-#: K-bar and the mean that lambda tracks are averages over about so many steps
-MEMORY = 20
+#: K-bar, and the mean that lambda tracks, are averages over about so many steps
+MEMORY, RECENT = 20, 5
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TrainOptions:
     batch_size: int = 16
     accumulate: int = 1
     questions: int = 4
-    lr: float = 1e-3
+    lr: float = 5e-4
     denoiser_lr: float = 1e-3
     warmup: int = 40
     weight_decay: float = 0.01
@@ -177,25 +177,34 @@ def sharpness(options: TrainOptions, step: int) -> float:
 
 @dataclass
 class LengthControl:
-    """lambda and K-bar from step to step. With a target (ours) lambda is proportional-integral in the
-    relative excess of the mean hard K over it, and may become negative; without, it is the paper's constant.
+    """lambda, K-bar and changes of the stop bias from step to step.
+
+    With a target (ours) lambda is proportional-integral in the log ratio of the mean hard K to it, and may
+    become negative. The stop bias leans the same way: where the policy never stops, or at once, its stop
+    probability is next to 0 or 1, the length term has no gradient, and no lambda could bring it back.
+    Without a target lambda is the paper's constant and the bias stays.
     """
 
     target: float | None
     weight: float
     mean_count: float
+    recent: float = 0.0
     integral: float = 0.0
 
-    GAIN, RATE, MOST = 2.0, 0.02, 20.0
+    GAIN, RATE, MOST = 1.0, 0.05, 20.0
+    #: logits start with unit spread over the tokens; a unit then changes K about twofold
+    BIAS_RATE = 0.2
 
-    def update(self, count: float) -> None:
-        """count: mean hard K of the latest step, over all processes."""
+    def update(self, count: float) -> float:
+        """count: mean hard K of the latest step, over all processes. Returns what to add to the stop bias."""
         self.mean_count += (count - self.mean_count) / MEMORY
         if self.target is None:
-            return
-        excess = self.mean_count / self.target - 1
+            return 0.0
+        self.recent += (count - self.recent) / RECENT if self.recent else count
+        excess = math.log(max(self.recent, 1.0) / self.target)
         self.integral = min(self.MOST, max(-self.MOST, self.integral + self.RATE * excess))
         self.weight = self.GAIN * excess + self.integral
+        return self.BIAS_RATE * max(-1.0, min(1.0, math.log(max(count, 1.0) / self.target)))
 
 
 # ---- the model
@@ -206,13 +215,16 @@ def initialise(policy: Policy, frozen: FrozenModel, batch: Batch, tokens: float)
     """Starting values that depend on the data (ours).
 
     Word embeddings are projected to unit scale. Pointer logits get unit variance over the tokens of an
-    image, which `temperature` counts on. The stop bias is such that the untrained policy takes `tokens` on
-    average: training can then move a working length instead of having to find one.
+    image, which `temperature` counts on. The stop slot starts as the mean of the rows, hence its logit
+    at the mean of theirs, from which the stop bias moves it such that the untrained policy takes `tokens` on
+    average: training can then move a working length instead of having to find one, and images start with
+    about the same.
     """
     words, valid = frozen.words(batch)
     scale = words[valid].float().square().mean().sqrt()
     text = policy.encoder.text.weight
     text.normal_(0, 1 / (float(scale) * text.shape[1] ** 0.5))
+    policy.stop.copy_(policy.encoder(batch.features, words, None, valid, 1.0).mean((0, 1)))
     memory = policy.remember(batch.features, words, None, valid)
     first = policy.logits(policy.start.expand(len(batch), 1, -1), memory)[:, 0, :-1]
     spread = float(first.std(1).mean())
@@ -336,10 +348,11 @@ def train(options: TrainOptions) -> dict[str, object]:
             counts.append(outcome.count)
             reports.append(_report(outcome))
         count = accelerator.gather(torch.cat(counts)).float()
-        control.update(float(count.mean()))
+        objective.policy.stop_bias.add_(control.update(float(count.mean())))
         if main:
             row = {k: sum(r[k] for r in reports) / len(reports) for k in reports[0]}
             row |= {"count": float(count.mean()), "count_std": float(count.std())}
+            row |= {"stop_bias": float(objective.policy.stop_bias)}
             row |= {"length_weight": now.length_weight, "alpha": now.alpha, "sharpness": now.sharpness}
             log.add(step + 1, row | norms, [int(c) for c in count])
             bar.set_postfix(
