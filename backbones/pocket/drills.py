@@ -15,7 +15,7 @@ import numpy as np
 
 from backbones.pocket.tokenizer import PROMPT_TAIL
 from harness.pocket8 import documents
-from harness.pocket8.facts import CATEGORIES, CATEGORY_OF, CLEAR_GAP, NUMBERS, Fact
+from harness.pocket8.facts import CATEGORIES, CATEGORY_OF, CLEAR_GAP, MOST_COUNTED, NUMBERS, Fact, plural
 from harness.pocket8.scenes import COLOURS, DIGITS, IMAGE_SIZE, SHAPES, SIZES, TEXTURES, WORDS, Scene
 
 
@@ -132,9 +132,7 @@ def drills(scene: Scene, rng: np.random.Generator, most: int, kinds: Sequence[st
             found.append(("written", f" {word} written?", "yes" if word in written else "no"))
     shapes = Counter(t.name for t in scene.objects)
     for name in {*list(shapes)[:3], SHAPES[int(rng.integers(len(SHAPES)))]}:
-        if shapes[name] <= 5:
-            found.append(
-                ("count", f" many {'crosses' if name == 'cross' else name + 's'}", str(shapes[name]))
-            )
+        if shapes[name] <= MOST_COUNTED:
+            found.append(("count", f" many {plural(name)}", str(shapes[name])))
     found = [drill for drill in found if drill[0] in kinds]
     return [Drill.plain(*found[int(i)]) for i in rng.permutation(len(found))[:most]]

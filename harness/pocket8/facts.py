@@ -147,12 +147,17 @@ def relation(scene: Scene, rng: np.random.Generator) -> Fact | None:
     )
 
 
+def plural(shape: str) -> str:
+    """Of a shape's name."""
+    return "crosses" if shape == "cross" else f"{shape}s"
+
+
 def count(scene: Scene, rng: np.random.Generator) -> Fact | None:
     present = [t.name for t in scene.objects]
     kind = pick(rng, ["shape", "shape", "colour", "words", "digits"])
     if kind == "shape":
         name = pick(rng, present or SHAPES) if rng.random() < 0.8 else pick(rng, SHAPES)
-        n, english, chinese = present.count(name), f"{name}s" if name != "cross" else "crosses", CHINESE[name]
+        n, english, chinese = present.count(name), plural(name), CHINESE[name]
     elif kind == "colour":
         name = pick(rng, [t.colour for t in scene.objects] or list(COLOURS))
         n = sum(t.colour == name for t in scene.objects)
