@@ -40,6 +40,8 @@ KINDS = (
     "hop", "colour", "texture", "size", "shape", "word", "digit", "category", "place", "side", "height",
     "exists", "written", "count", "pick", "choose",
 )  # fmt: skip
+#: What drills beside questions ask: what is learnt slowest from questions alone.
+SLOW = ("place", "side", "height", "word", "digit", "category", "size", "count")
 #: What the options of one question are drawn from, as in the benchmarks.
 DOMAINS = (
     tuple(COLOURS), SHAPES, TEXTURES, SIZES, WORDS, DIGITS, NUMBERS, tuple(CATEGORIES), ("left", "right"),
@@ -60,10 +62,6 @@ def _lettered(fact: Fact, kind: str, rng: np.random.Generator) -> Drill:
     ask = f" {fact.answer}" if kind == "pick" else "\n" + (fact.chinese if chinese else fact.question)
     letter = documents.LETTERS[options.index(fact.answer)]
     return Drill(kind, ((ask, None if kind == "pick" else fact.answer), *listed, (tail, letter)))
-
-
-#: What drills beside questions ask: what is learnt slowest from questions alone.
-SLOW = ("place", "side", "height", "word", "digit", "category", "size", "count")
 
 
 def picks(rng: np.random.Generator, most: int) -> list[Drill]:
