@@ -57,7 +57,7 @@ def build(
     text_tokens: int,
 ) -> pd.DataFrame:
     """One row a (block, method). Columns: block, method, budget; score, low, high a task; average and its
-    interval; kept, mean_over_layers; gflops and gflops_ratio; prefill, vision, selection, llm (ms, median),
+    interval; kept, kept_std, mean_over_layers; gflops and gflops_ratio; prefill, vision, selection, llm (ms, median),
     prefill_p10/p90, speedup; failed (names of the cells that failed).
     """
     cells = {(r["method"]["spec"], r["method"]["budget"], r["task"]): r for r in records}
@@ -129,10 +129,14 @@ def _weighted(done: Mapping[str, Mapping], key: str) -> float:
 
 
 def _tokens(done: Mapping[str, Mapping]) -> dict:
-    """Visual tokens by both conventions, mean over all documents of all tasks."""
+    """Visual tokens by both conventions, mean over all documents of all tasks, and the standard deviation
+    of those kept from document to document."""
     if not done:
         return {}
-    return {key: _weighted(done, key) for key in ("kept", "mean_over_layers")}
+    means = {key: _weighted(done, key) for key in ("kept", "mean_over_layers")}
+    rows = [row for r in done.values() for row in r["visual_tokens"]["rows"]]
+    squares = np.average([layers[-1] ** 2 for layers, _ in rows], weights=[n for _, n in rows])
+    return {**means, "kept_std": math.sqrt(max(0.0, squares - means["kept"] ** 2))}
 
 
 def _cost(entry: Mapping, done: Mapping[str, Mapping], counter: flops.ModelCounter, text_tokens: int) -> dict:
@@ -206,8 +210,9 @@ def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> d
     body["95 % interval"] = _joined(
         "{}–{}", _column(rows, "average_low", ".1f"), _column(rows, "average_high", ".1f")
     )
+    kept = _joined("{} ± {}", _column(rows, "kept", ".1f"), _column(rows, "kept_std", ".1f"))
     body["tokens: kept / mean"] = _joined(
-        "{} / {}", _column(rows, "kept", ".1f"), _column(rows, "mean_over_layers", ".1f")
+        "{} / {}", [k.removesuffix(" ± 0.0") for k in kept], _column(rows, "mean_over_layers", ".1f")
     )
     body[f"{unit[0]} (ratio)"] = _joined(
         "{} ({})", _column(rows, "gflops", ".2f", unit[1]), _column(rows, "gflops_ratio", ".2f")
@@ -251,7 +256,7 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
         "Scores are lmms-eval's (0.7.3): %, MME in points, POPE the mean F1 of its parts. Avg. is the mean "
         "over the tasks of score / vanilla, with its paired bootstrap interval (others: leaderboard.csv).",
         "Tokens: visual tokens entering the last layer / averaged over the LLM's layers; measured, mean over "
-        "all documents.",
+        "all documents (± standard deviation, where a method keeps more of one image than of another).",
         f"FLOPs: one prefill, 2 FLOPs per multiply-accumulate, {text_tokens} text tokens, vision tower, "
         "projector, the method's own work and the LLM head at one position included; ratio to vanilla.",
         "Prefill: median ms, batch size 1, from pixels to the first token's logits, methods measured in "

@@ -69,7 +69,8 @@ def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool
         "--target-tokens",
         type=float,
         metavar="N",
-        help="mean K wanted; lambda tracks it (ours)" + ("" if length_required else ", default 64"),
+        help="mean K wanted, held by a bias on the stop logit (ours)"
+        + ("" if length_required else ", default 64"),
     )
     length.add_argument("--length-weight", type=float, metavar="X", help="fixed lambda (the paper's)")
     what.add_argument(
@@ -89,8 +90,8 @@ def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool
     what.add_argument(
         "--k-from",
         choices=("batch", "sample"),
-        default="batch",
-        help="K-bar: the batch's running mean (the paper's) or each sample's (ours)",
+        default="sample",
+        help="K-bar: the batch's running mean (the paper's) or each sample's (ours, default)",
     )
     what.add_argument("--slots", type=int, help="places of an image that the LLM reads (default: all)")
     what.add_argument("--chain", type=int, default=1, help="straight-through links followed; -1: all")

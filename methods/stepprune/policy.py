@@ -338,11 +338,12 @@ class Policy(nn.Module):
         return logits
 
     @torch.no_grad()
-    def margins(self, memory: Memory) -> Tensor:
-        """By how much the stop logit falls short of being chosen, [B, S], on a trajectory that never stops.
+    def explore(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """A trajectory that never stops: order, int64 [B, S], and by how much the stop logit falls short of
+        being chosen at each step, the margins, [B, S].
 
         What is chosen before the stop does not depend on the stop bias. So K at a further bias b is the
-        number of steps before the first whose margin is below b, for all b at once (see `calibrate`).
+        number of steps before the first whose margin is below b, for all b at once (see `cut_at`).
         """
         steps = self.steps(memory)
         state = self.begin(memory, steps)
@@ -350,7 +351,7 @@ class Policy(nn.Module):
         together = torch.stack(logits, 1)
         margins = together[..., :-1].amax(-1) - together[..., -1]
         margins[:, : self.config.min_tokens] = math.inf
-        return margins
+        return state.order, margins
 
     def replay(self, memory: Memory, choices: Choices, chain: int | None = 1) -> Tensor:
         """The pointer distributions p_t of a trajectory, with gradient: [B, S, N + 1] (Eq. 6).
@@ -411,6 +412,18 @@ def step_codes(steps: int, width: int) -> Tensor:
     rate = torch.logspace(math.log10(2 * math.pi / 8), math.log10(2 * math.pi / 4096), (width + 1) // 2)
     angle = torch.arange(steps)[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
+
+
+def counts(margins: Tensor, bias: float) -> Tensor:
+    """K of each sample if `bias` is added to the stop logit, int64 [B]."""
+    return (margins >= bias).long().cumprod(1).sum(1)
+
+
+def cut_at(order: Tensor, margins: Tensor, stop: int) -> Choices:
+    """What `Policy.decode` would choose, of what `Policy.explore` gave. stop: index of the stop action."""
+    count = counts(margins, 0.0)
+    steps = torch.arange(order.shape[1], device=order.device)
+    return Choices(order.masked_fill(steps >= count[:, None], stop), count)
 
 
 def trimmed(choices: Choices) -> Choices:

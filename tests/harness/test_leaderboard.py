@@ -93,6 +93,19 @@ def test_flops_are_measured_parts_plus_the_llm_at_the_measured_counts(counter):
     assert row["speedup"] == 2
 
 
+def test_kept_varies_from_document_to_document(counter):
+    """Half of gqa's 40 documents keep 8 tokens, half 24; all of pope's 16."""
+    cells = [cell(t, "vanilla", None, ALL, 64) for t in ("gqa", "pope")]
+    cells += [cell("gqa", "fastv", 16, HALF, 16), cell("pope", "fastv", 16, ALL, 16)]
+    cells[2]["visual_tokens"]["rows"] = [[[8] * LAYERS, 20], [[24] * LAYERS, 20]]
+    measured = [cost("vanilla", None, 30.0, selection=0), cost("fastv", 16, 15.0)]
+    table = leaderboard.build(config(16), cells, measured, counter, 20)
+    spread = table.set_index("method")["kept_std"]
+    assert spread["vanilla"] == 0 and spread["fastv"] == pytest.approx(32**0.5)
+    text = leaderboard.render(config(16), table, "")
+    assert "| 16.0 ± 5.7 / 16.0 |" in text and "| 64.0 / 64.0 |" in text
+
+
 def test_one_block_a_budget_each_with_vanilla(counter):
     table = example(counter, (8, 16))
     assert list(zip(table["block"], table["method"])) == [

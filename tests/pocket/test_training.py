@@ -91,9 +91,7 @@ def test_packed_questions_equal_single_turn_conversations(model, tokenizer, imag
                 input_ids=given, attention_mask=torch.ones_like(given), pixel_values=pixels[i : i + 1]
             ).logits[0]
             expected = torch.tensor(list(labels.values()))
-            total += float(
-                torch.nn.functional.cross_entropy(logits[list(labels)], expected, reduction="sum")
-            )
+            total += float(torch.nn.functional.cross_entropy(logits[list(labels)], expected, reduction="sum"))
             wanted += len(labels)
     assert thoughts >= 2
     assert float(loss) == pytest.approx(total / wanted, abs=1e-4)

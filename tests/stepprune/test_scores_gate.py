@@ -14,6 +14,7 @@ from methods.stepprune.training.scores import (
     default_gamma,
     expected_length,
     scores,
+    with_held_length,
 )
 from methods.stepprune.training.soft_topk import soft_topk, standardised
 
@@ -68,6 +69,43 @@ def test_expected_length_of_a_sure_policy_is_the_count():
 def test_gamma_does_not_vanish():
     for tokens in (64, 128, 192):
         assert 0.6 < default_gamma(tokens) ** tokens < 0.62
+
+
+def test_a_held_length_is_that_of_a_bias_solved_for(trajectory):
+    """Values stay; the mean's gradient is nil; another function's is what finite differences give with the
+    stop bias solved anew at each point."""
+    _, choices = trajectory
+    temperature = 0.7
+    torch.manual_seed(1)
+    logits = torch.randn(3, 6, 6, dtype=DOUBLE, requires_grad=True)
+    weights = torch.randn(3, 6, 6, dtype=DOUBLE)
+
+    def probabilities(z, bias=0.0):
+        return ((z + bias * F.one_hot(torch.tensor(5), 6)) / temperature).softmax(-1)
+
+    def mean(p):
+        return expected_length(p, choices).mean()
+
+    p = probabilities(logits)
+    held = with_held_length(p, choices, temperature)
+    assert torch.equal(held, p)
+    (none,) = torch.autograd.grad(mean(held), logits, retain_graph=True)
+    (some,) = torch.autograd.grad(mean(p), logits, retain_graph=True)
+    assert none.abs().max() < 1e-12 < 1e-3 < some.abs().max()
+
+    def solved(z):
+        low, high = -5.0, 5.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean(probabilities(z, middle)) > mean(p) else (low, middle)
+        return float((weights * probabilities(z, low)).sum())
+
+    (found,) = torch.autograd.grad((weights * held).sum(), logits)
+    for b, t, j in ((0, 0, 5), (0, 1, 2), (2, 3, 5), (2, 5, 1)):
+        nudge = torch.zeros_like(logits)
+        nudge[b, t, j] = 1e-5
+        numeric = (solved(logits.detach() + nudge) - solved(logits.detach() - nudge)) / 2e-5
+        assert math.isclose(float(found[b, t, j]), numeric, rel_tol=1e-4, abs_tol=1e-7)
 
 
 # ---- SoftTopK

@@ -20,7 +20,7 @@ TABLE_4: dict[str, dict[str, object]] = {
 }
 #: rows that are ours
 OURS: dict[str, dict[str, object]] = {
-    "K-bar of each sample": {"k_from": "sample"},
+    "K-bar of the batch": {"k_from": "batch"},
     "no straight-through chain": {"chain": 0},
     "pointer: attention logits": {"pointer": "attention", "decoder_layers": 2},
 }

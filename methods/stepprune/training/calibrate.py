@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
-from methods.stepprune.policy import Policy
+from methods.stepprune.policy import Policy, counts
 from methods.stepprune.training.objective import Batch, FrozenModel
 
 #: means that every trained checkpoint is calibrated to, as multiples of its own
@@ -22,17 +22,12 @@ SPREAD = (0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2
 
 @torch.no_grad()
 def collect(policy: Policy, frozen: FrozenModel, batches: Iterable[Batch]) -> Tensor:
-    """`Policy.margins` of every question, [Q, S]: all that calibration needs."""
+    """The margins of `Policy.explore` of every question, [Q, S]: all that calibration needs."""
     found = []
     for batch in batches:
         words, valid = frozen.words(batch)
-        found.append(policy.margins(policy.remember(batch.features, words, None, valid)).cpu())
+        found.append(policy.explore(policy.remember(batch.features, words, None, valid))[1].cpu())
     return torch.cat(found)
-
-
-def counts(margins: Tensor, bias: float) -> Tensor:
-    """K of each question if `bias` is added to the stop logit, int64 [Q]."""
-    return (margins >= bias).long().cumprod(1).sum(1)
 
 
 def bias_for(margins: Tensor, tokens: float) -> float:

@@ -99,7 +99,7 @@ def plot(path: Path) -> Path:
         "loss": ["lm_loss", "right"],
         "visual tokens": ["count", "expected", "count_std"],
         "gradient norm": [c for c in table if c.startswith("grad_")],
-        "polarisation": ["pointer_max", "gate_undecided", "length_weight"],
+        "polarisation": ["pointer_max", "gate_undecided"],
     }
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
     for axis, (title, names) in zip(axes.flat, panels.items()):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from backbones.families import adapter_for
 from methods.stepprune.gate import LocalDenoiser, noise_gate
-from methods.stepprune.policy import Choices, Policy, trimmed
-from methods.stepprune.training.scores import Aggregation, expected_length, scores
+from methods.stepprune.policy import Choices, Policy, cut_at, trimmed
+from methods.stepprune.training.scores import Aggregation, expected_length, scores, with_held_length
 from methods.stepprune.training.soft_topk import soft_topk, standardised
 
 IGNORE = -100
@@ -125,6 +125,7 @@ class ObjectiveConfig:
     slots: places that the language model reads: those chosen (the last ones not, if they are more), then
     others, as noise, at random for each sample. None: all N, as in the paper. Fewer (ours) make a step
     cheaper, and its sequence more like the one at inference.
+    held (ours): the mean K is held from outside, see `with_held_length`.
     """
 
     gamma: float
@@ -132,6 +133,7 @@ class ObjectiveConfig:
     chain: int | None = 1
     k_from: Literal["batch", "sample"] = "batch"
     slots: int | None = None
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,13 +150,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one batch. loss: to be differentiated. The rest has no gradient; count: K, [B]."""
+    """Of one batch. loss: to be differentiated. The rest has no gradient; count: K, [B]; margins: of the
+    stop logit, [B, S]."""
 
     loss: Tensor
     lm_loss: Tensor
     right: Tensor
     expected: Tensor
     count: Tensor
+    margins: Tensor
     gates: Tensor
     pointer_max: Tensor
     steps: int
@@ -176,8 +180,11 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, step: Step) -> Outcome:
         words, valid_words = self.frozen.words(batch)
         memory = self.policy.remember(batch.features, words, None, valid_words, step.alpha)
-        choices = trimmed(self.policy.decode(memory))
+        order, margins = self.policy.explore(memory)
+        choices = trimmed(cut_at(order, margins, memory.stop))
         p = self.policy.replay(memory, choices, self.config.chain)
+        if self.config.held:
+            p = with_held_length(p, choices, self.policy.config.temperature)
         length = expected_length(p, choices)
         gates = self.gates(p, choices, length, step)
         generator = torch.Generator(gates.device).manual_seed(step.seed)
@@ -196,6 +203,7 @@ class Objective(nn.Module):
             right,
             length.detach().mean(),
             choices.count,
+            margins,
             gates.detach(),
             p.detach().amax(-1)[choices.running].mean(),
             choices.order.shape[1],

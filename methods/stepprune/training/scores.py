@@ -41,6 +41,24 @@ def expected_length(probabilities: Tensor, choices: Choices) -> Tensor:
     return (survival(probabilities) * choices.running).sum(1)
 
 
+def with_held_length(probabilities: Tensor, choices: Choices, temperature: float) -> Tensor:
+    """The same probabilities, differentiated as if a common stop bias always brought the batch's mean E[K]
+    back to what it is (ours, where a mean is wanted): its gradient is nil, that of what questions get more
+    than others stays. It is the gradient of Eq. 15 at the lambda which keeps the mean.
+
+    The bias is an implicit function of the probabilities; its value, at the solution, is 0.
+    """
+    stop = probabilities[..., -1:]
+    after = survival(probabilities) * choices.running
+    with torch.no_grad():  # of the mean E[K], by the bias: d log(1 - p(stop)) = -p(stop) / temperature
+        slope = -(after * stop[..., 0].cumsum(1)).sum(1).mean() / temperature
+    mean = after.sum(1).mean()
+    bias = (mean.detach() - mean) / slope
+    one_hot = torch.zeros_like(probabilities)
+    one_hot[..., -1] = 1
+    return probabilities + probabilities * (one_hot - stop) * (bias / temperature)
+
+
 def scores(
     probabilities: Tensor, choices: Choices, gamma: float, aggregation: Aggregation = "full"
 ) -> Tensor:

@@ -2,7 +2,7 @@
 launch` for several GPUs.
 
 The paper's: AdamW, cosine decay, alpha annealed 0 to 1, LM loss + lambda E[K] / N at a fixed lambda
-(`--length-weight`). Ours: a lambda and a stop bias that track a wanted mean K (`--target-tokens`), the
+(`--length-weight`). Ours: a stop bias that holds a wanted mean K (`--target-tokens`), the
 starting values of `initialise`, and the calibration that every checkpoint gets at the end.
 """
 
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from harness.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
-from methods.stepprune.policy import Policy, PolicyConfig
+from methods.stepprune.policy import Policy, PolicyConfig, counts
 from methods.stepprune.training import calibrate, state
 from methods.stepprune.training.data import Collator, LlavaInstructions, Pocket8
 from methods.stepprune.training.log import Log, gradient_norms, plot
@@ -39,8 +39,8 @@ from methods.stepprune.training.scores import Aggregation, default_gamma
 
 #: images of the held-out set that calibrates a checkpoint, each with as many questions as there are tasks
 HELD_OUT_IMAGES = 48
-#: K-bar, and the mean that lambda tracks, are averages over about so many steps
-MEMORY, RECENT = 20, 5
+#: K-bar is an average over about so many steps
+MEMORY = 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TrainOptions:
     temperature: float = 0.2
     max_steps: int | None = None
     chain: int | None = 1
-    k_from: Literal["batch", "sample"] = "batch"
+    k_from: Literal["batch", "sample"] = "sample"
     slots: int | None = None
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -177,34 +177,25 @@ def sharpness(options: TrainOptions, step: int) -> float:
 
 @dataclass
 class LengthControl:
-    """lambda, K-bar and changes of the stop bias from step to step.
+    """K-bar, and changes of the stop bias from step to step.
 
-    With a target (ours) lambda is proportional-integral in the log ratio of the mean hard K to it, and may
-    become negative. The stop bias leans the same way: where the policy never stops, or at once, its stop
-    probability is next to 0 or 1, the length term has no gradient, and no lambda could bring it back.
-    Without a target lambda is the paper's constant and the bias stays.
+    With a target (ours) the bias follows the one that would have given the step's questions that mean, so
+    that K stays put however fast the logits change; lambda is then zero (see `ObjectiveConfig.held`).
+    Without a target the bias stays, and lambda, the paper's, decides.
     """
 
     target: float | None
-    weight: float
     mean_count: float
-    recent: float = 0.0
-    integral: float = 0.0
 
-    GAIN, RATE, MOST = 1.0, 0.05, 20.0
-    #: logits start with unit spread over the tokens; a unit then changes K about twofold
-    BIAS_RATE = 0.2
+    FOLLOW = 0.25
 
-    def update(self, count: float) -> float:
-        """count: mean hard K of the latest step, over all processes. Returns what to add to the stop bias."""
-        self.mean_count += (count - self.mean_count) / MEMORY
+    def update(self, margins: Tensor) -> float:
+        """margins: of the latest step's questions over all processes, [B, S]. Returns what to add to the
+        stop bias."""
+        self.mean_count += (float(counts(margins, 0.0).double().mean()) - self.mean_count) / MEMORY
         if self.target is None:
             return 0.0
-        self.recent += (count - self.recent) / RECENT if self.recent else count
-        excess = math.log(max(self.recent, 1.0) / self.target)
-        self.integral = min(self.MOST, max(-self.MOST, self.integral + self.RATE * excess))
-        self.weight = self.GAIN * excess + self.integral
-        return self.BIAS_RATE * max(-1.0, min(1.0, math.log(max(count, 1.0) / self.target)))
+        return self.FOLLOW * calibrate.bias_for(margins, self.target)
 
 
 # ---- the model
@@ -232,7 +223,7 @@ def initialise(policy: Policy, frozen: FrozenModel, batch: Batch, tokens: float)
     query = policy.decoder[-1].query if by_attention else policy.pointer_query
     for parameter in query.parameters():
         parameter.mul_(1 / spread)
-    margins = policy.margins(policy.remember(batch.features, words, None, valid))
+    margins = policy.explore(policy.remember(batch.features, words, None, valid))[1]
     policy.stop_bias.add_(calibrate.bias_for(margins.cpu(), tokens))
 
 
@@ -262,6 +253,7 @@ def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> O
             options.chain,
             options.k_from,
             options.slots,
+            held=options.target_tokens is not None,
         ),
     )
 
@@ -303,7 +295,7 @@ def train(options: TrainOptions) -> dict[str, object]:
     images = options.batch_size // options.questions
     objective = new_objective(options, frozen, collate([source[i] for i in range(images)]))
     optimiser = torch.optim.AdamW(parameter_groups(objective, options), betas=(0.9, 0.98))
-    control = LengthControl(options.target_tokens, options.length_weight or 0.0, options.tokens)
+    control = LengthControl(options.target_tokens, options.tokens)
     start, seconds = 0, 0.0
     if options.resume:
         facts = state.load(options.working_folder, objective, optimiser)
@@ -327,13 +319,13 @@ def train(options: TrainOptions) -> dict[str, object]:
     for step in range(start, stop_at):
         for group in optimiser.param_groups:
             group["lr"] = group["base"] * learning_rate(options, step)
-        reports, counts = [], []
+        reports, margins = [], []
         for micro in range(options.accumulate):
             number = (step * options.accumulate + micro) * world + rank
             now = Step(
                 text_gate(options, step),
                 sharpness(options, step),
-                control.weight,
+                options.length_weight or 0.0,
                 control.mean_count,
                 options.seed * 1_000_003 + number,
             )
@@ -345,15 +337,16 @@ def train(options: TrainOptions) -> dict[str, object]:
                     accelerator.clip_grad_norm_(objective.parameters(), options.clip)
                 optimiser.step()
                 optimiser.zero_grad()
-            counts.append(outcome.count)
+            margins.append(outcome.margins)
             reports.append(_report(outcome))
-        count = accelerator.gather(torch.cat(counts)).float()
-        objective.policy.stop_bias.add_(control.update(float(count.mean())))
+        margins = accelerator.gather(torch.cat(margins)).cpu()
+        count = counts(margins, 0.0).float()
+        objective.policy.stop_bias.add_(control.update(margins))
         if main:
             row = {k: sum(r[k] for r in reports) / len(reports) for k in reports[0]}
             row |= {"count": float(count.mean()), "count_std": float(count.std())}
             row |= {"stop_bias": float(objective.policy.stop_bias)}
-            row |= {"length_weight": now.length_weight, "alpha": now.alpha, "sharpness": now.sharpness}
+            row |= {"alpha": now.alpha, "sharpness": now.sharpness}
             log.add(step + 1, row | norms, [int(c) for c in count])
             bar.set_postfix(
                 loss=f"{row['lm_loss']:.3f}", length=f"{row['expected']:.0f}", K=f"{row['count']:.0f}"
@@ -408,7 +401,7 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
     policy = objective.policy
     margins = calibrate.collect(policy, frozen, held_out(backbone, frozen))
     found = checkpoints.Checkpoint(options.out, policy.config, options.backbone)
-    mean = float(calibrate.counts(margins, 0.0).double().mean())
+    mean = float(counts(margins, 0.0).double().mean())
     wanted = {round(mean * s) for s in calibrate.SPREAD} | (
         {options.tokens} if options.target_tokens else set()
     )
@@ -428,8 +421,7 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
         "seconds": seconds,
         "seconds_a_step": seconds / options.steps,
         "mean_tokens": found.tokens,
-        "std_tokens": float(calibrate.counts(margins, 0.0).double().std()),
-        "length_weight": control.weight,
+        "std_tokens": float(counts(margins, 0.0).double().std()),
         "pathways": pathways(objective, held_out(backbone, frozen), last_step(options, control)),
         "cost": step_cost(objective, next(held_out(backbone, frozen, 4)), last_step(options, control)),
     }
@@ -443,7 +435,7 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
 
 def last_step(options: TrainOptions, control: LengthControl) -> Step:
     """The schedules' end, where the pathways are compared."""
-    return Step(1.0, options.final_sharpness, control.weight, control.mean_count, 0)
+    return Step(1.0, options.final_sharpness, options.length_weight or 0.0, control.mean_count, 0)
 
 
 def pathways(objective: Objective, held: Iterator[Batch], step: Step) -> dict[str, dict[str, float]]:
