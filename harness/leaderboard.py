@@ -57,8 +57,8 @@ def build(
     text_tokens: int,
 ) -> pd.DataFrame:
     """One row a (block, method). Columns: block, method, budget; score, low, high a task; average and its
-    interval; kept, kept_std, mean_over_layers; gflops and gflops_ratio; prefill, vision, selection, llm (ms, median),
-    prefill_p10/p90, speedup; failed (names of the cells that failed).
+    interval; kept, kept_std, mean_over_layers; gflops and gflops_ratio; prefill, vision, selection, llm (ms,
+    median), prefill_p10/p90, speedup; failed (names of the cells that failed).
     """
     cells = {(r["method"]["spec"], r["method"]["budget"], r["task"]): r for r in records}
     vanilla = {task: r for (_, budget, task), r in cells.items() if budget is None}
