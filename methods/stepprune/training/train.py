@@ -187,7 +187,7 @@ class LengthControl:
     target: float | None
     mean_count: float
 
-    FOLLOW = 0.25
+    FOLLOW = 0.4
 
     def update(self, margins: Tensor) -> float:
         """margins: of the latest step's questions over all processes, [B, S]. Returns what to add to the
