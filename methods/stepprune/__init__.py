@@ -15,6 +15,7 @@ from methods.registry import register
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.batch import padded
 from methods.stepprune.fast import Decoder
+from methods.stepprune.policy import Policy, PolicyConfig
 
 
 @register
@@ -51,6 +52,12 @@ class StepPrune(Pruner):
         like = next(model.parameters())
         self._policy, self._denoiser = (m.to(like.device, like.dtype) for m in found.load())
         self._policy.stop_bias.fill_(bias)
+        self._decode = Decoder(self._policy)
+
+    def untrained(self, width: int, text_width: int, tokens: int) -> None:
+        """Random weights for these widths, and exactly `tokens` tokens whatever the image (for costs)."""
+        config = PolicyConfig(width, text_width, max_steps=tokens, min_tokens=tokens)
+        self._policy = Policy(config).eval()
         self._decode = Decoder(self._policy)
 
     def _find(self, model: torch.nn.Module) -> tuple[checkpoints.Checkpoint, float]:

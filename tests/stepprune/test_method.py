@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import cli
+from harness import cli, plan
 from harness.errors import UserError
 from methods import registry
 from methods.stepprune import checkpoint as checkpoints
@@ -248,3 +248,16 @@ def test_command_line_choices_are_the_librarys():
     from methods.stepprune.training.scores import AGGREGATIONS
 
     assert learned.AGGREGATIONS == AGGREGATIONS
+
+
+def test_its_costs_are_planned_without_weights(backbone):
+    """Exactly the budget's tokens in every layer; each one more costs the same steps of the decoder."""
+    config = backbone.model.config
+    layers = config.text_config.num_hidden_layers
+    own = {}
+    for budget in (8, 16, 24):
+        made = plan.make(config, registry.build("stepprune", budget=budget), (8, 8), 5, 7)
+        assert made.visual_tokens == (budget,) * layers and not made.varies
+        own[budget] = made.own
+    attention = 2 * config.vision_config.hidden_size  # a step's logits and mix over one more cached token
+    assert own[24] - own[16] - (own[16] - own[8]) == attention * 8 * 8
