@@ -64,11 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser("check", help="published numbers and our own under watch; exit code 1: one fails")
     )
 
-    from harness import learned
+    from harness import latency_cli, learned
 
-    trained = learned.add_commands(commands)
+    others = latency_cli.add_commands(commands) | learned.add_commands(commands)
     options = parser.parse_args(arguments)
-    return _guard(lambda: (_COMMANDS | trained)[options.command](options))
+    return _guard(lambda: (_COMMANDS | others)[options.command](options))
 
 
 def _add_flops_options(parser: argparse.ArgumentParser) -> None:
@@ -76,10 +76,10 @@ def _add_flops_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", nargs="+", default=["192", "128", "64"], metavar="N", help="as in run")
     parser.add_argument("--methods", default="all", metavar="LIST", help="as in run")
     parser.add_argument(
-        "--text-tokens", type=_positive, default=62, metavar="N", help="length of the text (default 62)"
+        "--text-tokens", type=positive, default=62, metavar="N", help="length of the text (default 62)"
     )
     parser.add_argument(
-        "--image-size", type=_positive, metavar="PX", help="side of the image, for backbones that take any"
+        "--image-size", type=positive, metavar="PX", help="side of the image, for backbones that take any"
     )
     parser.add_argument(
         "--visual-only-macs",
@@ -221,7 +221,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to run")
     how.add_argument(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=8,
         metavar="N",
         help="questions at once; answers do not depend on it (default 8)",
@@ -235,13 +235,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--max-new-tokens",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="cap on an answer's length (default: the data's own, 16 for Pocket-8)",
     )
     how.add_argument(
         "--latency-repeats",
-        type=_positive,
+        type=positive,
         default=15,
         metavar="N",
         help="prefills timed for each method and budget (default 15)",
@@ -256,7 +256,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -279,7 +280,7 @@ def _config(options: argparse.Namespace):
         data=options.data,
         limit=_limit(options.limit, POCKET8.default_limit),
         batch_size=options.batch_size,
-        device=_device(options.device),
+        device=resolve_device(options.device),
         dtype=options.dtype,
         fresh=options.fresh,
         seed=options.seed,
@@ -318,7 +319,8 @@ def _limit(text: str | None, default: int | None) -> int | None:
     raise UserError(f"--limit {text}: give a number of documents of at least 1, or all")
 
 
-def _device(text: str) -> str:
+def resolve_device(text: str) -> str:
+    """`--device` as torch takes it; `auto`: a GPU if there is one. Raises UserError for one there is not."""
     import torch
 
     if text == "auto":

@@ -224,13 +224,18 @@ def prefill(model, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     one position.
     """
     features = model.model.get_image_features(**image_arguments(model, inputs))
+    return first_token(model, inputs, features).logits
+
+
+def first_token(model, inputs: Mapping[str, torch.Tensor], features):
+    """The second half of a prefill: the model's output, with logits [B, 1, vocab] and the cache."""
     return model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         mm_encoder_outputs={"image": features},
         use_cache=True,
         logits_to_keep=1,
-    ).logits
+    )
 
 
 def image_arguments(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

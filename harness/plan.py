@@ -78,13 +78,19 @@ def make(
             raise UserError(
                 f"{pruner.name} reads layers of a tower with a CLS token, which this backbone has not"
             )
-        if hasattr(pruner, "untrained"):
-            merged = getattr(config.vision_config, "spatial_merge_size", 1) ** 2
-            widths = config.vision_config.hidden_size * merged, config.text_config.hidden_size
-            pruner.untrained(*widths, pruner.count(grid[0] * grid[1]))
+        give_weights(config, pruner, grid[0] * grid[1])
     ask = _Asked(config, pruner, grid, text_before, text_after, raters)
     first, second = ask.plan(seed=0), ask.plan(seed=1)
     return Plan(*first, varies=first[:3] != second[:3])
+
+
+def give_weights(config, pruner: Pruner, visual_tokens: int) -> None:
+    """Random ones, for a method that has weights (its `untrained`), so that it takes as many tokens as its
+    budget says."""
+    if pruner.acts and hasattr(pruner, "untrained"):
+        merged = getattr(config.vision_config, "spatial_merge_size", 1) ** 2
+        widths = config.vision_config.hidden_size * merged, config.text_config.hidden_size
+        pruner.untrained(*widths, pruner.count(visual_tokens))
 
 
 class _Asked:

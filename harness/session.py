@@ -31,14 +31,22 @@ class Session:
         prepare_environment()
         from transformers.utils import logging
 
-        import backbones
-
         logging.disable_progress_bar()
         self.config = config
-        self.backbone = backbones.load(config.backbone, device=config.device, dtype=config.dtype)
+        self.backbone = self._load()
         self.described = self.backbone.describe()
         self.methods = self._methods()
         self.device_name = device_name(config.device)
+
+    def _load(self):
+        import backbones
+
+        config = self.config
+        return backbones.load(config.backbone, device=config.device, dtype=config.dtype)
+
+    def pruner(self, method: Method):
+        """A fresh pruner object of the method."""
+        return build_pruner(method)
 
     def _methods(self) -> list[Method]:
         """Every method at every budget, vanilla (the reference of all ratios) first, each checked against the
@@ -58,7 +66,7 @@ class Session:
             registry.build("vanilla", budget).count(tokens)  # a budget that no method can have is bad input
             for spec in specs:
                 method = method_at(spec, budget, self.config.seed)
-                pruner = build_pruner(method)
+                pruner = self.pruner(method)
                 try:
                     pruner.validate(tokens, layers)
                 except UserError as error:

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 from harness.errors import UserError
 
+#: tokens ahead of the image in Vicuna's chat template, for a config.json, which does not tell
+TEXT_BEFORE_IMAGE = 35
 FOLDER = Path(__file__).resolve().parent.parent / "backbones" / "shapes"
 
 
@@ -61,17 +63,12 @@ class Shape:
     def model(self):
         """The unmodified Hugging Face model on the meta device: true shapes, no memory, no download."""
         import torch
-        import transformers
 
-        architecture = {
-            "llava": (transformers.LlavaConfig, "LlavaForConditionalGeneration"),
-            "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, "Qwen2_5_VLForConditionalGeneration"),
-        }
-        config, cls = architecture[self.family]
-        config = config.from_dict(json.loads(json.dumps(self.body)))
+        config_class, model_class = _architecture(self.family)
+        config = config_class.from_dict(json.loads(json.dumps(self.body)))
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
-            return getattr(transformers, cls)(config).eval()
+            return model_class(config).eval()
 
 
 def available() -> list[str]:
@@ -79,12 +76,51 @@ def available() -> list[str]:
 
 
 def load(name: str) -> Shape:
-    """The shape of that name or one of its other names. Raises UserError that lists the known ones."""
+    """The shape of that name or one of its other names, or of the model whose config.json is named. Raises
+    UserError that lists the known ones."""
+    if name.endswith(".json"):
+        return from_config_file(Path(name))
     for known in available():
         shape = _read(known)
         if name.lower() in (known, *shape.names):
             return shape
-    raise UserError(f"no shape of backbone {name!r}; known: {', '.join(available()) or 'none'}")
+    raise UserError(
+        f"no shape of backbone {name!r}; known: {', '.join(available()) or 'none'}; or give the path of a "
+        "config.json"
+    )
+
+
+def from_config_file(path: Path) -> Shape:
+    """The shape of a Hugging Face config.json; its name is the folder's. Raises UserError if it is none."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        config = _architecture(body["model_type"])[0].from_dict(body)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no config.json of a known family ({error!r})") from error
+    return of_config(config, path.resolve().parent.name)
+
+
+def of_config(config, name: str, text_before_image: int = TEXT_BEFORE_IMAGE) -> Shape:
+    """The shape of a model with a Hugging Face configuration whose images have one size."""
+    body = json.loads(json.dumps(config.to_dict(), default=str))
+    side = body["vision_config"].get("image_size")
+    if side is None:
+        raise UserError(f"{name}: a {config.model_type} takes images of any size; use a shape that names one")
+    return Shape(name, name, (), (side, side), text_before_image, body)
+
+
+def _architecture(family: str) -> tuple[type, type]:
+    """Hugging Face's classes of configuration and model. Raises UserError for an unknown family."""
+    import transformers
+
+    known = {
+        "llava": (transformers.LlavaConfig, "LlavaForConditionalGeneration"),
+        "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, "Qwen2_5_VLForConditionalGeneration"),
+    }
+    if family not in known:
+        raise UserError(f"family {family!r} is unknown; known: {', '.join(known)}")
+    config, model = known[family]
+    return config, getattr(transformers, model)
 
 
 def named_like(checkpoint: str) -> Shape | None:

@@ -15,6 +15,7 @@ from methods.registry import register
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.batch import padded
 from methods.stepprune.fast import Decoder
+from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig
 
 
@@ -39,26 +40,45 @@ class StepPrune(Pruner):
     checkpoint: str | None = None
     denoise: bool = False
 
+    #: policy and denoiser without training, see `untrained`
+    _random: ClassVar[tuple[Policy, LocalDenoiser] | None] = None
+    #: what the policy at hand was prepared for
+    _ready: ClassVar[tuple | None] = None
+
     def resources(self, model: torch.nn.Module) -> dict[str, object]:
         if not self.acts:
             return {}
+        if self._random is not None:
+            return {"weights": "random"}
         found, bias = self._find(model)
         return {"checkpoint": found.path.stem, "weights": found.digest(), "stop_bias": bias}
 
     def prepare(self, model: torch.nn.Module) -> None:
         if not self.acts:
             return
-        found, bias = self._find(model)
         like = next(model.parameters())
-        self._policy, self._denoiser = (m.to(like.device, like.dtype) for m in found.load())
-        self._policy.stop_bias.fill_(bias)
+        found, bias = (None, 0.0) if self._random is not None else self._find(model)
+        wanted = (found and found.path, bias, like.device, like.dtype)
+        if self._ready == wanted:  # the recorded loops go on being of use
+            return
+        weights = found.load() if found else self._random
+        self._take(*(m.to(like.device, like.dtype) for m in weights), bias)
+        self._ready = wanted
+
+    def _take(self, policy: Policy, denoiser: LocalDenoiser, stop_bias: float) -> None:
+        self._policy, self._denoiser = policy, denoiser
+        self._policy.stop_bias.fill_(stop_bias)
         self._decode = Decoder(self._policy)
 
     def untrained(self, width: int, text_width: int, tokens: int) -> None:
-        """Random weights for these widths, and exactly `tokens` tokens whatever the image (for costs)."""
+        """Random weights for these widths instead of a checkpoint's, and exactly `tokens` tokens whatever the
+        image (for costs)."""
         config = PolicyConfig(width, text_width, max_steps=tokens, min_tokens=tokens)
-        self._policy = Policy(config).eval()
-        self._decode = Decoder(self._policy)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._random = Policy(config).eval(), LocalDenoiser(width).eval()
+        self._ready = None
+        self._take(*self._random, stop_bias=0.0)
 
     def _find(self, model: torch.nn.Module) -> tuple[checkpoints.Checkpoint, float]:
         """Checkpoint and stop bias for the model and the budget."""

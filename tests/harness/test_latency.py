@@ -1,13 +1,18 @@
 """The latency probe: parts add up, and time goes to the part that spends it."""
 
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from harness import latency
+from harness.errors import UserError
 from harness.timer import Timer
+from methods import registry
+from methods.base import Pruner, Selection
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +40,36 @@ def clock(monkeypatch):
     return clock
 
 
+@dataclass
+class StandIn:
+    """For a pruner that cuts at layer 2: `on` is its context manager."""
+
+    on: object
+    acts: bool = True
+
+    def stages(self, visual_tokens, layers):
+        return [SimpleNamespace(layer=2)]
+
+    def __call__(self, model):
+        return self.on(model)
+
+
 def pruner_with(hook_at, work=lambda *_: None):
-    """A pruner stand-in that only hangs `work` on a module."""
+    """A pruner that only hangs `work` on a module."""
 
     @contextmanager
-    def pruner(model):
+    def on(model):
         handle = hook_at(model, work)
         try:
             yield
         finally:
             handle.remove()
 
-    return pruner
+    return StandIn(on)
+
+
+def milliseconds(backbone, pruner, inputs, decode_tokens=0):
+    return latency.measure_once(backbone, pruner, inputs, decode_tokens).milliseconds
 
 
 PLACES = {
@@ -65,14 +88,111 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_time_is_charged_to_the_part_that_spends_it(backbone, inputs, clock, place):
     part, hook_at = PLACES[place]
-    measured = latency.measure_once(backbone, pruner_with(hook_at, clock.work), inputs)
-    expected = {"vision": 0.0, "selection": 0.0, "llm": 0.0, "total": 20.0, part: 20.0}
+    measured = milliseconds(backbone, pruner_with(hook_at, clock.work), inputs)
+    expected = {"vision": 0.0, "selection": 0.0, "llm": 0.0, "total": 20.0, "wall": 20.0, part: 20.0}
     assert measured == pytest.approx(expected)
+
+
+def test_a_layer_where_nothing_is_cut_has_no_selection(backbone, inputs, clock):
+    hook_at = lambda m, f: m.model.language_model.layers[3].register_forward_pre_hook(f)  # noqa: E731
+    assert milliseconds(backbone, pruner_with(hook_at, clock.work), inputs)["llm"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize("place", ["tower", "projector", "head"])
+def test_time_inside_of_a_part_of_a_method_that_reads_text_counts_once(backbone, inputs, clock, place):
+    """Such a method selects, and has its tokens projected, in the language model's pre-hook."""
+
+    @dataclass
+    class Reader(Pruner):
+        name = "reader"
+        reads_text = True
+
+        def select(self, image):
+            clock.work()
+            return Selection(torch.arange(16))
+
+    part, hook_at = PLACES[place]
+    handle = hook_at(backbone.model, clock.work)
+    try:
+        measured = milliseconds(backbone, Reader(budget=16), inputs)
+    finally:
+        handle.remove()
+    expected = {"vision": 0.0, "selection": 20.0, "llm": 0.0, "total": 40.0, "wall": 40.0, part: 20.0}
+    assert measured == pytest.approx(expected)
+
+
+def test_a_span_inside_of_another_counts_once(clock):
+    """As Qwen's merger, which is inside of its tower."""
+    split = latency.Split(Timer("cpu"))
+    with split.span("llm"):
+        clock.work()
+        with split.span("vision"):
+            clock.work()
+            with split.span("vision"):
+                clock.work()
+            clock.work()
+        clock.work()
+    assert split.parts() == pytest.approx({"vision": 60, "selection": 0, "llm": 40})
+
+
+def test_decoding_is_timed_by_the_token_and_behind_the_prefill(backbone, inputs, clock):
+    pruner = pruner_with(PLACES["head"][1], clock.work)
+    measured = milliseconds(backbone, pruner, inputs, decode_tokens=3)
+    assert measured["decode"] == pytest.approx(20) and measured["total"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize("spec", ["vanilla", "visionzip", "fastv", "pdrop:schedule=kept"])
+def test_tokens_decoded_are_those_of_generate(backbone, inputs, spec, monkeypatch):
+    pruner = registry.build(spec, budget=16)
+    with torch.no_grad(), latency.put_on(pruner, backbone.model):
+        options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        expected = backbone.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
+    seen = []
+    record = lambda module, args, kwargs: seen.append(kwargs["input_ids"])  # noqa: E731
+    handle = backbone.model.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        latency.measure_once(backbone, pruner, inputs, decode_tokens=4)
+    finally:
+        handle.remove()
+    assert torch.cat(seen[1:], 1)[0].tolist() == expected.tolist()
+
+
+def test_cache_is_measured_as_it_is(backbone, inputs):
+    config = backbone.model.config.text_config
+    n = inputs["input_ids"].shape[1]
+    column = 2 * config.num_key_value_heads * config.head_dim * 4
+    whole = latency.measure_once(backbone, registry.build("vanilla"), inputs)
+    cut = latency.measure_once(backbone, registry.build("fastv", budget=16), inputs)
+    assert (whole.kv_bytes, whole.cached_tokens) == (n * config.num_hidden_layers * column, n)
+    left = [n, n] + [n - 64 + 16] * (config.num_hidden_layers - 2)
+    assert cut.kv_bytes == sum(left) * column and cut.cached_tokens == pytest.approx(sum(left) / len(left))
+
+
+def test_a_batch_of_copies(backbone, inputs):
+    two = {k: torch.cat([v, v]) for k, v in inputs.items()}
+    one = latency.measure_once(backbone, registry.build("visionzip", budget=16), inputs)
+    both = latency.measure_once(backbone, registry.build("visionzip", budget=16), two)
+    assert both.kv_bytes == 2 * one.kv_bytes and both.cached_tokens == one.cached_tokens
+
+
+def test_only_fused_attention_is_compared(backbone, inputs):
+    config = backbone.model.config.text_config
+    latency.check_fused(backbone.model)
+    config._attn_implementation = "eager"
+    try:
+        with pytest.raises(UserError, match="sdpa"):
+            latency.compare(backbone, [registry.build("vanilla")], [inputs], repeats=1)
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+def test_percentiles():
+    assert latency.percentiles(range(1, 12)) == {"p10": 2, "median": 6, "p90": 10}
 
 
 def test_work_in_the_image_features_call_outside_of_the_tower_is_selection(backbone, inputs, clock):
     @contextmanager
-    def pruner(model):
+    def on(model):
         real = model.model.get_image_features
 
         def slow(*args, **kwargs):
@@ -85,14 +205,12 @@ def test_work_in_the_image_features_call_outside_of_the_tower_is_selection(backb
         finally:
             del model.model.get_image_features
 
-    measured = latency.measure_once(backbone, pruner, inputs)
-    assert measured == pytest.approx({"vision": 0, "selection": 20, "llm": 0, "total": 20})
+    measured = milliseconds(backbone, StandIn(on), inputs)
+    assert measured == pytest.approx({"vision": 0, "selection": 20, "llm": 0, "total": 20, "wall": 20})
 
 
 def test_real_time_passes_in_every_part(backbone, inputs):
-    from methods import registry
-
-    measured = latency.measure_once(backbone, registry.build("visionzip", budget=16), inputs)
+    measured = milliseconds(backbone, registry.build("visionzip", budget=16), inputs)
     assert all(value > 0 for value in measured.values())
     assert measured["vision"] + measured["selection"] + measured["llm"] == pytest.approx(measured["total"])
 
@@ -111,11 +229,11 @@ def test_methods_are_measured_in_turn(backbone, inputs):
 
     def named(name):
         @contextmanager
-        def pruner(model):
+        def on(model):
             order.append(name)
             yield
 
-        return pruner
+        return StandIn(on)
 
     results = latency.compare(backbone, [named("a"), named("b")], [inputs], repeats=4)
     warm = 2 * latency.WARM_UP["cpu"]
@@ -149,7 +267,6 @@ def test_timer_on_cuda_sees_device_time():
 
 
 def test_vanilla_is_the_model_as_it_comes(backbone, inputs, monkeypatch):
-    from methods import registry
-
     monkeypatch.setattr("backbones.engine.Engine.__enter__", lambda self: pytest.fail("hooks on vanilla"))
-    assert latency.measure_once(backbone, registry.build("vanilla"), inputs)["total"] > 0
+    measured = milliseconds(backbone, registry.build("vanilla"), inputs)
+    assert measured["total"] > 0 and measured["selection"] == 0

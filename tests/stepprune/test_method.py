@@ -261,3 +261,26 @@ def test_its_costs_are_planned_without_weights(backbone):
         own[budget] = made.own
     attention = 2 * config.vision_config.hidden_size  # a step's logits and mix over one more cached token
     assert own[24] - own[16] - (own[16] - own[8]) == attention * 8 * 8
+# ---- without a checkpoint, for its cost
+
+
+def test_untrained_takes_as_many_tokens_as_the_budget(backbone, images):
+    config = backbone.model.config
+    pruner = registry.build("stepprune", budget=7)
+    pruner.untrained(config.vision_config.hidden_size, config.get_text_config().hidden_size, 7)
+    assert pruner.resources(backbone.model) == {"weights": "random"}
+    with torch.no_grad(), pruner(backbone.model) as trace:
+        backbone.model(**backbone.inputs(images, PROMPTS), logits_to_keep=1)
+    assert trace.visual_tokens.tolist() == [[7] * 6] * 4
+
+
+def test_recorded_loops_survive_being_put_on_again(backbone, file):
+    """A GPU would otherwise record them in every measurement anew."""
+    pruner = registry.build(f"stepprune:checkpoint={file}", budget=12)
+    pruner.prepare(backbone.model)
+    first = pruner._decode
+    pruner.prepare(backbone.model)
+    assert pruner._decode is first
+    pruner.budget = 20
+    pruner.prepare(backbone.model)
+    assert pruner._decode is not first, "another stop bias"
