@@ -101,7 +101,7 @@ def _costs(rows: Sequence[Mapping], here: str) -> list[dict]:
         row = {
             "method": r["method"]["spec"],
             **(measured if seen else {"latency, memory, energy": r["status"]}),
-            "TFLOPs": _number(estimate.get("tflops"), ".3f"),
+            "TFLOPs": _number(estimate.get("tflops"), ".4g"),
             "launches": _number(estimate.get("launches"), "d", 1),
         }
         for device in devices():
@@ -112,11 +112,11 @@ def _costs(rows: Sequence[Mapping], here: str) -> list[dict]:
 
 
 def _estimate(ms: Mapping) -> str:
-    """`18.1 / 16.0 / 10.4: 20.3, 20.3` (see the caption)."""
+    """`18.1 / 16 / 10.4: 20.3, 20.3` (see the caption)."""
     if not ms:
         return MISSING
-    terms = " / ".join(_number(ms[k], ".1f") for k in ("weights", "flops", "launches"))
-    return f"{terms}: {_number(ms['eager'], '.1f')}, {_number(ms['graph'], '.1f')}"
+    terms = " / ".join(_number(ms[k], ".3g") for k in ("weights", "flops", "launches"))
+    return f"{terms}: {_number(ms['eager'], '.3g')}, {_number(ms['graph'], '.3g')}"
 
 
 def _graph_notes(rows: Sequence[Mapping]) -> list[str]:

@@ -100,7 +100,8 @@ def test_checkpoint_is_asked_the_runs_own_questions(tiny_checkpoint, tiny_data, 
     arguments = ["--backbone", tiny_checkpoint, "--data", tiny_data, "--methods", "uniform", "--budget", 16]
     assert run(*arguments, "--repeats", 1, "--device", "cpu", "--out", out, "--profile") == 0
     record = records.read(out)
-    assert len(record["settings"]["inputs"].split(",")) == 4 and record["backbone"]["weights"] != "random"
+    questions = record["settings"]["inputs"].rpartition(": ")[2].split(", ")
+    assert len(questions) == 4 and record["backbone"]["weights"] != "random"
     assert "Self CPU" in capsys.readouterr().out, "torch's profile"
 
 
