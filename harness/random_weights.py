@@ -86,7 +86,7 @@ def build(shape: Shape, device: str, dtype: str) -> RandomBackbone:
     torch.manual_seed(0)
     model = model.to_empty(device=device)
     # the family's own initialisation, which also fills what is no parameter (rotary frequencies, positions)
-    model.initialize_weights()
+    model.init_weights()
     model.config.image_seq_length = shape.visual_tokens
     return RandomBackbone(shape.name, model, None, None, shape)
 

@@ -139,6 +139,28 @@ def test_bad_input_is_one_line(arguments, says, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_random_weights_are_a_working_model(tiny_checkpoint):
+    """Built without memory and filled in place: what is no parameter must be as in a model made normally."""
+    import torch
+
+    from harness import flops, random_weights, shapes
+
+    shape = shapes.load(str(tiny_checkpoint / "config.json"))
+    made = random_weights.build(shape, "cpu", "float32")
+    with torch.device("cpu"):
+        usual = type(made.model)(made.model.config)
+    buffers = dict(usual.named_buffers())
+    assert buffers and dict(made.model.named_buffers()).keys() == buffers.keys()
+    for name, value in made.model.named_buffers():
+        assert torch.equal(value, buffers[name]), name
+    inputs = made.synthetic(text_tokens=12, batch=2)
+    places = inputs["input_ids"] == made.model.config.image_token_id
+    assert places.sum(1).tolist() == [64, 64] and inputs["input_ids"].shape == (2, 76)
+    with torch.inference_mode():
+        logits = flops.prefill(made.model, inputs)
+    assert logits.isfinite().all() and logits.std() > 0
+
+
 def test_family_without_an_adapter_is_one_line(monkeypatch):
     from harness import random_weights, shapes
 

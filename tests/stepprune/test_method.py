@@ -261,7 +261,6 @@ def test_its_costs_are_planned_without_weights(backbone):
         own[budget] = made.own
     attention = 2 * config.vision_config.hidden_size  # a step's logits and mix over one more cached token
     assert own[24] - own[16] - (own[16] - own[8]) == attention * 8 * 8
-# ---- without a checkpoint, for its cost
 
 
 def test_untrained_takes_as_many_tokens_as_the_budget(backbone, images):
