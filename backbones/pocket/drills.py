@@ -108,9 +108,7 @@ def drills(scene: Scene, rng: np.random.Generator, most: int, kinds: Sequence[st
     for first in unique:
         for at, (low, high) in zip(first.centre, (("left", "right"), ("above", "below"))):
             if abs(at - IMAGE_SIZE / 2) >= CLEAR_GAP / 2:
-                found.append(
-                    ("place", f" {low} {high} {first.name}", low if at < IMAGE_SIZE / 2 else high)
-                )
+                found.append(("place", f" {low} {high} {first.name}", low if at < IMAGE_SIZE / 2 else high))
         second = unique[int(rng.integers(len(unique)))]
         dx, dy = (a - b for a, b in zip(first.centre, second.centre))
         if abs(dx) >= CLEAR_GAP:

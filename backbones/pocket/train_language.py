@@ -378,10 +378,7 @@ def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: 
                     mean[key] = 0.97 * mean.get(key, value) + 0.03 * value
                 if run.state["step"] % 50 == 0:
                     run.write(
-                        {
-                            k: mean.get(k, float("nan"))
-                            for k in ("loss", "grad_norm", *QUESTIONS, *KINDS)
-                        }
+                        {k: mean.get(k, float("nan")) for k in ("loss", "grad_norm", *QUESTIONS, *KINDS)}
                     )
                 if run.state["step"] % 100 == 0:
                     run.save()
