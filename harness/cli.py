@@ -72,7 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_flops_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", default="llava-1.5-7b", metavar="NAME", help="one of backbones/shapes")
+    parser.add_argument(
+        "--backbone",
+        default="llava-1.5-7b",
+        metavar="NAME",
+        help="one of backbones/shapes, or the path of a config.json",
+    )
     parser.add_argument("--budget", nargs="+", default=["192", "128", "64"], metavar="N", help="as in run")
     parser.add_argument("--methods", default="all", metavar="LIST", help="as in run")
     parser.add_argument(

@@ -90,6 +90,7 @@ class Roofline:
         except UserError:
             self._launches = None
 
+    @functools.cache  # noqa: B019  one a run
     def count(self, spec: str, budget: Budget | None) -> Count:
         """The method's plan and MAC, see `flops_report.Counter.count`."""
         return self._flops.count(spec, budget)
@@ -99,7 +100,7 @@ class Roofline:
         one = self._one(spec, budget)
         return replace(one, flops={part: batch * n for part, n in one.flops.items()})
 
-    @functools.cache  # noqa: B019  one a run
+    @functools.cache  # noqa: B019
     def _one(self, spec: str, budget: Budget | None) -> Work:
         count = self.count(spec, budget)
         macs = {"vision": count.tower + count.projector, "selection": count.own, "llm": count.llm}

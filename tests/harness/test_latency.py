@@ -186,6 +186,34 @@ def test_only_fused_attention_is_compared(backbone, inputs):
         config._attn_implementation = "sdpa"
 
 
+def test_memory_and_energy_of_one_image(backbone, inputs, monkeypatch):
+    """What a GPU would tell, for a batch of two."""
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 160)
+    gpu = SimpleNamespace(joules=lambda run, seconds: (run() and 8.0, "energy counter"))
+    monkeypatch.setattr("harness.nvml.find", lambda device: gpu)
+    result = latency.Latency()
+    two = {k: torch.cat([v, v]) for k, v in inputs.items()}
+    latency._memory_and_energy(backbone, registry.build("uniform", budget=16), two, result)
+    assert (result.peak_bytes, result.prefill_bytes) == (160, 60)
+    assert (result.joules, result.joules_by) == (4.0, "energy counter")
+
+
+def test_statistics_are_of_the_repeats_alone(backbone, inputs, clock):
+    """Every measurement takes a second longer than the one before; the two that warm up are not counted."""
+    calls = []
+
+    def work(*_):
+        calls.append(1)
+        clock.now += len(calls)
+
+    (result,) = latency.compare(backbone, [pruner_with(PLACES["head"][1], work)], [inputs], repeats=11)
+    expected = {"p10": 4000, "median": 8000, "p90": 12000}
+    assert result.summary()["llm"] == pytest.approx(expected)
+    assert result.summary()["wall"] == pytest.approx(expected)
+
+
 def test_percentiles():
     assert latency.percentiles(range(1, 12)) == {"p10": 2, "median": 6, "p90": 10}
 

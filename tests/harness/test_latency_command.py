@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from harness import cli, latency_table, records
 from harness.errors import UserError
@@ -139,10 +140,23 @@ def test_bad_input_is_one_line(arguments, says, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_nothing_is_missing(tiny_checkpoint, tmp_path):
+    out = tmp_path / "gpu.json"
+    arguments = ["--backbone", tiny_checkpoint / "config.json", "--random-weights", "--budget", 16]
+    assert run(*arguments, "--methods", "random,stepprune,fastv", "--device", "cuda", "--out", out) == 0
+    record = records.read(out)
+    assert record["dtype"] == "bfloat16" and record["device"]["cuda"]
+    for name, result in by_method(record).items():
+        times = result["latency_ms"]
+        assert times["peak_bytes"] > times["prefill_bytes"] > 0 and times["repeats"] == 50
+        assert (times["joules"] is None) == (times["joules_by"] is None)
+        assert ("reason" in result["graph_ms"]) == (name == "fastv")
+
+
 def test_random_weights_are_a_working_model(tiny_checkpoint):
     """Built without memory and filled in place: what is no parameter must be as in a model made normally."""
-    import torch
-
     from harness import flops, random_weights, shapes
 
     shape = shapes.load(str(tiny_checkpoint / "config.json"))
@@ -183,6 +197,12 @@ def test_the_papers_milliseconds_stand_beside_those_of_their_own_device_only(dev
     assert "1.46x" in text and "2.00x" in text, "both ratios"
     assert ("102.6" in text) == milliseconds and ("Ratios only" in text) != milliseconds
     assert not latency_table._paper(record, rows, 128), "the paper has this at 64 only"
+
+
+def test_flops_of_a_config_file(tiny_checkpoint, capsys):
+    arguments = ["--backbone", str(tiny_checkpoint / "config.json"), "--budget", "16", "--methods", "fastv"]
+    assert cli.main(["flops", *arguments]) == 0
+    assert "equal to the last MAC" in capsys.readouterr().out
 
 
 def test_help_teaches(capsys):
