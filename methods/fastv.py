@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from harness.errors import UserError
-from methods.base import Pruner, Selection, Stage
+from methods.base import Pruner, Selection, Stage, StageView
 from methods.registry import register
 
 
@@ -25,7 +25,8 @@ class FastV(Pruner):
     Released code followed (pkunlp-icler/FastV d165972): last query row only (the paper speaks of the
     attention received from all tokens), mean over heads, raster order and original positions kept, the choice
     made in prefill stays in decode (their "static" cache). Deviations: scores in float32; every sample of a
-    batch is ranked by its own row (theirs ranks all by the first).
+    batch is ranked by its own row (theirs ranks all by the first); several images of a prompt are ranked
+    together.
     """
 
     name: ClassVar[str] = "fastv"
@@ -38,8 +39,7 @@ class FastV(Pruner):
         return self.budget is not None or self.kept is not None
 
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:
-        n = self.tokens_after_cut(visual_tokens, layers)
-        return [Stage(self.k, lambda sample: Selection(most_attended(sample.attention, n * sample.images)))]
+        return [Stage(self.k, drop_least_attended, count=self.tokens_after_cut(visual_tokens, layers))]
 
     def tokens_after_cut(self, visual_tokens: int, layers: int) -> int:
         """Visual tokens of an image left after layer k. Raises UserError if the settings leave none or too
@@ -59,6 +59,11 @@ class FastV(Pruner):
         if not 1 <= n <= visual_tokens:
             raise UserError(f"fastv: kept={n} must lie between 1 and {visual_tokens}")
         return n
+
+
+def drop_least_attended(sample: StageView) -> Selection:
+    """Keep the stage's `count` of the visual tokens; several images of a prompt are ranked together."""
+    return Selection(most_attended(sample.attention, sample.count))
 
 
 def most_attended(attention: Tensor, n: int) -> Tensor:

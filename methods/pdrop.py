@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from harness.errors import UserError
 from methods._depth import TOLERANCE, mean_over_layers, scaled
-from methods.base import Pruner, Selection, Stage, StageView
-from methods.fastv import most_attended
+from methods.base import Pruner, Stage
+from methods.fastv import drop_least_attended
 from methods.registry import register
 
 #: layers (of 32) that have run at each cut: the released scripts', and the authors' for low means (issue 29)
@@ -42,6 +41,7 @@ class PDrop(Pruner):
     numbered anew after every cut, so that a decoded token's position is each layer's own cache length.
     Deviations: head mean in float32 (theirs rounds to half precision); one query row and no values; batches
     with padding (theirs fail). Several images of a prompt are ranked together (theirs cuts the first only).
+    With M-RoPE (nothing is released) every token keeps its position: numbers anew would destroy the raster.
     """
 
     name: ClassVar[str] = "pdrop"
@@ -53,7 +53,7 @@ class PDrop(Pruner):
 
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:
         return [
-            Stage(layer, functools.partial(_rank_and_drop, n), attention="own", positions="renumbered")
+            Stage(layer, drop_least_attended, attention="own", positions="renumbered", count=n)
             for layer, n in self.plan(visual_tokens, layers)
         ]
 
@@ -71,10 +71,6 @@ class PDrop(Pruner):
             ratio = ratio_for_mean(budget, visual_tokens, cuts, layers)
             counts = tokens_left(visual_tokens, ratio, len(cuts))
         return list(zip(cuts, counts))
-
-
-def _rank_and_drop(n: int, sample: StageView) -> Selection:
-    return Selection(most_attended(sample.attention, n * sample.images))
 
 
 def tokens_left(visual_tokens: int, ratio: float, cuts: int) -> list[int]:

@@ -51,7 +51,8 @@ class SparseVLM(Pruner):
     round it away; equal peaks, the rule where there are two clusters, keep torch.topk's order); scores and
     clusters in float32; a count of all tokens cuts nothing (theirs always drops one). If no word rates above
     average all of them rate. Several images of a prompt are rated together and their survivors stand where
-    the first one was (theirs cuts the first only).
+    the first one was (theirs cuts the first only). With M-RoPE (nothing is released) every token keeps its
+    position, as in the authors' v2.0, and a recycled one has its cluster centre's.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -59,7 +60,7 @@ class SparseVLM(Pruner):
 
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:
         return [
-            Stage(layer, functools.partial(sparsify, number, keep), rows=raters, positions="renumbered")
+            Stage(layer, functools.partial(sparsify, number), rows=raters, positions="renumbered", count=keep)
             for number, (layer, keep) in enumerate(self.plan(visual_tokens, layers), start=1)
         ]
 
@@ -124,23 +125,25 @@ def raters(prompt: PromptView) -> Tensor:
     return chosen if len(chosen) else offsets
 
 
-def sparsify(cut: int, keep: int, sample: StageView) -> Selection:
-    """One cut: the best rated tokens in their order, then the clusters of the best of the others."""
+def sparsify(cut: int, sample: StageView) -> Selection:
+    """Cut number `cut`: the best rated tokens in their order, then the clusters of the best of the others."""
     scores = sample.attention.mean((0, 1))
-    keep = min(keep * sample.images, len(scores))
+    keep = min(sample.count, len(scores))
     pool_size, clusters = recycling(len(scores) - keep)
     order = scores.argsort(descending=True, stable=True)
     chosen, pool = order[:keep].sort().values, order[keep : keep + pool_size]
     if not clusters:
         return Selection(chosen)
     hidden = sample.hidden
-    merged = cluster_means(hidden[pool].float(), clusters).to(hidden.dtype)
+    merged, centres = cluster_means(hidden[pool].float(), clusters)
     made = -(1000 * cut + torch.arange(clusters, device=chosen.device))
-    return Selection(torch.cat([chosen, made]), torch.cat([hidden[chosen], merged]))
+    tokens = torch.cat([hidden[chosen], merged.to(hidden.dtype)])
+    return Selection(torch.cat([chosen, made]), tokens, places=torch.cat([chosen, pool[centres]]))
 
 
-def cluster_means(tokens: Tensor, n: int) -> Tensor:
-    """Recycle m tokens [m, D] as the means of n clusters [n, D], by falling density peak (section 3.3).
+def cluster_means(tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Recycle m tokens [m, D] as the means of n clusters [n, D], by falling density peak (section 3.3), and
+    which token is the centre of each, int64 [n].
 
     DPC-KNN of TCFormer: a token's density falls with its distance to its n nearest (itself one of them); its
     peak is density times distance to the nearest token of higher density. The n highest peaks are centres,
@@ -157,4 +160,4 @@ def cluster_means(tokens: Tensor, n: int) -> Tensor:
     cluster[centres] = torch.arange(n, device=tokens.device)
     sums = tokens.new_zeros(n, width).index_add_(0, cluster, tokens)
     sizes = tokens.new_zeros(n).index_add_(0, cluster, tokens.new_ones(m))
-    return sums / (sizes[:, None] + 1e-6)
+    return sums / (sizes[:, None] + 1e-6), centres
