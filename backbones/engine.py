@@ -113,7 +113,8 @@ class Engine:
         @functools.wraps(original)
         def get_image_features(*args, **options):
             given = signature.bind(*args, **options).arguments
-            images = self.adapter.images({**given, **given.pop("kwargs", {})})
+            more = given.pop("kwargs", {})
+            images = self.adapter.images({**given, **more})
             return BaseModelOutputWithPooling(pooler_output=self._image_features(images))
 
         def restore():

@@ -126,8 +126,8 @@ class Qwen2_5_VL:
             if first == last or times[first] == times[last]:
                 return
         raise RuntimeError(
-            "these positions are not M-RoPE's: pass on mm_token_type_ids and image_grid_thw, as the processor "
-            "made them"
+            "these positions are not M-RoPE's: give mm_token_type_ids and image_grid_thw, as the processor "
+            "makes them"
         )
 
     def following(self, layout: Layout, positions: Tensor | None) -> Tensor:

@@ -108,6 +108,20 @@ class ModelCounter:
         self._encoder = _EncoderLayer(type(inner.vision_tower.encoder.layers[0])(_sdpa(self.vision)))
         self._projector = inner.multi_modal_projector
 
+    @staticmethod
+    def tower_of(inner: nn.Module) -> nn.Module:
+        """The vision tower of the family's multimodal model."""
+        return inner.vision_tower
+
+    @staticmethod
+    def projector_of(inner: nn.Module) -> nn.Module:
+        """The projector of the family's multimodal model."""
+        return inner.multi_modal_projector
+
+    def seen(self, pixels: torch.Tensor, shapes: torch.Tensor | None = None) -> list[tuple[int, int]]:
+        """(height, width) of each image, from the tower's arguments."""
+        return [tuple(pixels.shape[-2:])] * len(pixels)
+
     @functools.cache  # noqa: B019  one counter a run
     def decoder_layer(self, n: int) -> int:
         """One LLM layer on n tokens, nothing cached."""
@@ -161,6 +175,18 @@ class WindowTowerCounter(ModelCounter):
     def _add_vision(self, inner: nn.Module) -> None:
         self._block = type(inner.visual.blocks[0])(_sdpa(self.vision))
         self._merger = inner.visual.merger
+
+    @staticmethod
+    def tower_of(inner: nn.Module) -> nn.Module:
+        return inner.visual
+
+    @staticmethod
+    def projector_of(inner: nn.Module) -> nn.Module:
+        return inner.visual.merger
+
+    def seen(self, pixels: torch.Tensor, shapes: torch.Tensor | None = None) -> list[tuple[int, int]]:
+        size = self.vision.patch_size
+        return [(rows * size, columns * size) for _, rows, columns in shapes.tolist()]
 
     @functools.cache  # noqa: B019
     def tower(self, height: int, width: int) -> int:
@@ -225,17 +251,19 @@ def prefill(model, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """
     features = model.model.get_image_features(**image_arguments(model, inputs))
     return model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        mm_encoder_outputs={"image": features},
-        use_cache=True,
-        logits_to_keep=1,
+        **prompt_arguments(inputs), mm_encoder_outputs={"image": features}, use_cache=True, logits_to_keep=1
     ).logits
 
 
 def image_arguments(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The entries of `inputs` that describe the images."""
     return {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")}
+
+
+def prompt_arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The entries of `inputs` that the forward pass needs when it is given the images' features: all but the
+    pixels (M-RoPE positions follow from the token types and the images' sizes)."""
+    return {k: v for k, v in inputs.items() if k != "pixel_values"}
 
 
 def count_prefill(
@@ -249,7 +277,7 @@ def count_prefill(
     from torch.utils.flop_counter import FlopCounterMode
 
     model = backbone.model
-    seen = _Shapes(model.model)
+    seen = _Shapes(model.model, counter)
     with torch.no_grad(), pruner(model) as trace, seen, FlopCounterMode(display=False) as meter:
         prefill(model, inputs)
         rows = trace.visual_tokens.tolist()
@@ -268,24 +296,25 @@ def count_prefill(
 
 
 class _Shapes(contextlib.AbstractContextManager):
-    """Notes the image sizes that the tower ran on, and the tokens that the projector ran on."""
+    """Notes the image sizes that the tower ran on, and the tokens that the projector gave."""
 
-    def __init__(self, inner: nn.Module):
-        self._inner = inner
+    def __init__(self, inner: nn.Module, counter: ModelCounter):
+        self._inner, self._counter = inner, counter
         self.images: list[tuple[int, int]] = []
         self.projected: list[int] = []
 
     def __enter__(self):
         def tower(module, args, kwargs):
             pixels = args[0] if args else kwargs["pixel_values"]
-            self.images += [tuple(pixels.shape[-2:])] * len(pixels)
+            self.images += self._counter.seen(pixels, kwargs.get("grid_thw"))
 
-        def projector(module, args):
-            self.projected.append(args[0].shape[:-1].numel())
+        def projector(module, args, output):
+            self.projected.append(output.shape[:-1].numel())
 
+        inner, counter = self._inner, self._counter
         self._handles = [
-            self._inner.vision_tower.register_forward_pre_hook(tower, with_kwargs=True),
-            self._inner.multi_modal_projector.register_forward_pre_hook(projector),
+            counter.tower_of(inner).register_forward_pre_hook(tower, with_kwargs=True),
+            counter.projector_of(inner).register_forward_hook(projector),
         ]
         return self
 
