@@ -86,7 +86,7 @@ class QwenReference:
     # ---- the prompt
 
     def positions(self, ids, grids):
-        """M-RoPE [3, n]: text counts up on all axes, an image counts rows and columns from where it starts."""
+        """M-RoPE [3, n]: text counts up on all axes, an image its rows and columns from where it starts."""
         out, now, grids, i = [], 0, iter(grids), 0
         while i < len(ids):
             if ids[i] == self.image:
