@@ -181,7 +181,7 @@ class Engine:
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         if self._ids is None:
             raise RuntimeError("pass input_ids, not inputs_embeds, while a pruner is on")
-        if (mask is not None and mask.ndim != 2) or getattr(cache, "is_compileable", False):
+        if isinstance(mask, dict) or (mask is not None and mask.ndim != 2) or _is_static(cache):
             raise RuntimeError("static caches and 4-D masks are not supported while a pruner is on")
         positions = kwargs.get("position_ids")
         layout, sizes = self._lay_out(self._ids == self.adapter.image_token_id, mask, positions)
@@ -321,6 +321,10 @@ class Engine:
     def _note(self, after: Layout) -> None:
         for noted, kept in zip(self.trace.kept, after.kept):
             noted.append(kept)
+
+
+def _is_static(cache) -> bool:
+    return getattr(cache, "is_compileable", False)
 
 
 def _texts(layout: Layout, embeds: Tensor) -> list[Tensor]:

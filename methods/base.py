@@ -251,31 +251,30 @@ class Pruner:
         return self.signals if has_cls or self.signals_without_cls is None else self.signals_without_cls
 
     def count(self, visual_tokens: int) -> int:
-        """The budget as a number of an image's `visual_tokens`: all of a smaller image. Raises UserError
-        unless it is at least 1."""
-        if self.budget is None:
-            return visual_tokens
-        fraction = isinstance(self.budget, float)
-        n = round(self.budget * visual_tokens) if fraction else self.budget
-        if fraction and not 0 < self.budget < 1:
-            raise UserError(f"{self.name}: budget {self.budget} is a fraction and must lie between 0 and 1")
-        if n < 1:
-            raise self._bad_budget(visual_tokens)
-        return min(n, visual_tokens)
+        """The budget as a number of an image's `visual_tokens`; of a smaller image than was reckoned with, at
+        least 1 and at most all."""
+        return min(max(self._rounded(visual_tokens), 1), visual_tokens)
 
     def check_budget(self, visual_tokens: int) -> None:
         """Raises UserError unless the budget is 1 to all of an image's `visual_tokens`."""
-        if isinstance(self.budget, int) and self.budget > visual_tokens:
-            raise self._bad_budget(visual_tokens)
-        self.count(visual_tokens)
+        if isinstance(self.budget, float) and not 0 < self.budget < 1:
+            raise UserError(f"{self.name}: budget {self.budget} is a fraction and must lie between 0 and 1")
+        if not 1 <= self._rounded(visual_tokens) <= visual_tokens:
+            raise UserError(
+                f"{self.name}: budget {self.budget} must leave 1 to {visual_tokens} visual tokens of an image"
+            )
 
-    def _bad_budget(self, visual_tokens: int) -> UserError:
-        return UserError(
-            f"{self.name}: budget {self.budget} must leave 1 to {visual_tokens} visual tokens of an image"
-        )
+    def _rounded(self, visual_tokens: int) -> int:
+        if self.budget is None:
+            return visual_tokens
+        return round(self.budget * visual_tokens) if isinstance(self.budget, float) else self.budget
 
     def validate(self, visual_tokens: int, layers: int) -> None:
-        """Raises UserError unless the settings suit a model of so many visual tokens an image and layers."""
+        """Raises UserError unless the settings suit a model of so many visual tokens an image and layers.
+
+        Where images differ this is asked once, for the largest there can be; `select` and `stages` then do
+        what comes nearest for small ones.
+        """
         if not self.acts:
             return
         self.check_budget(visual_tokens)

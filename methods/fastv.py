@@ -42,23 +42,33 @@ class FastV(Pruner):
         return [Stage(self.k, drop_least_attended, count=self.tokens_after_cut(visual_tokens, layers))]
 
     def tokens_after_cut(self, visual_tokens: int, layers: int) -> int:
-        """Visual tokens of an image left after layer k. Raises UserError if the settings leave none or too
-        many."""
+        """Visual tokens of an image left after layer k, at least 1 and at most all."""
+        return min(max(self._wanted(visual_tokens, layers), 1), visual_tokens)
+
+    def validate(self, visual_tokens: int, layers: int) -> None:
+        if not self.acts:
+            return
         if not 1 <= self.k < layers:
             raise UserError(
                 f"fastv: k={self.k} must lie between 1 and {layers - 1} for a model of {layers} layers"
             )
-        n = self.kept if self.kept is not None else self.count(visual_tokens)
-        if self.kept is None and self.schedule == "average":
-            n = round((layers * n - self.k * visual_tokens) / (layers - self.k))
-            if n < 1:
-                raise UserError(
-                    f"fastv: a mean of {self.budget} visual tokens over {layers} layers cannot be had: the "
-                    f"first {self.k} see all {visual_tokens}; use a larger budget, smaller k or schedule=kept"
-                )
+        super().validate(visual_tokens, layers)
+        n = self._wanted(visual_tokens, layers)
+        if self.kept is None and n < 1:
+            raise UserError(
+                f"fastv: a mean of {self.budget} visual tokens over {layers} layers cannot be had: the "
+                f"first {self.k} see all {visual_tokens}; use a larger budget, smaller k or schedule=kept"
+            )
         if not 1 <= n <= visual_tokens:
             raise UserError(f"fastv: kept={n} must lie between 1 and {visual_tokens}")
-        return n
+
+    def _wanted(self, visual_tokens: int, layers: int) -> int:
+        if self.kept is not None:
+            return self.kept
+        n = self.count(visual_tokens)
+        if self.schedule == "kept":
+            return n
+        return round((layers * n - self.k * visual_tokens) / (layers - self.k))
 
 
 def drop_least_attended(sample: StageView) -> Selection:

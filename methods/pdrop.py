@@ -58,8 +58,7 @@ class PDrop(Pruner):
         ]
 
     def plan(self, visual_tokens: int, layers: int) -> list[tuple[int, int]]:
-        """(layers that have run, tokens of an image left) at each cut. Raises UserError for a mean that the
-        schedule cannot reach."""
+        """(layers that have run, tokens of an image left) at each cut."""
         cuts = scaled(EARLY_CUTS if self.schedule == "average" else STOCK_CUTS, layers)
         budget = self.count(visual_tokens)
         if self.schedule == "kept":
@@ -72,6 +71,19 @@ class PDrop(Pruner):
             counts = tokens_left(visual_tokens, ratio, len(cuts))
         return list(zip(cuts, counts))
 
+    def validate(self, visual_tokens: int, layers: int) -> None:
+        super().validate(visual_tokens, layers)
+        if not self.acts or self.schedule != "average":
+            return
+        budget, (cuts, counts) = self.count(visual_tokens), zip(*self.plan(visual_tokens, layers))
+        mean = mean_over_layers(cuts, [visual_tokens, *counts], layers)
+        if abs(mean - budget) > TOLERANCE * budget:
+            raise UserError(
+                f"pdrop: no ratio gives a mean of {budget} visual tokens over {layers} layers, of which the "
+                f"first {cuts[0]} see all {visual_tokens} (nearest: {mean:.1f}); use a larger budget or "
+                "schedule=kept"
+            )
+
 
 def tokens_left(visual_tokens: int, ratio: float, cuts: int) -> list[int]:
     """After each cut: ratio, ratio^2, ... of the image's tokens, truncated as released, at least 1."""
@@ -79,10 +91,8 @@ def tokens_left(visual_tokens: int, ratio: float, cuts: int) -> list[int]:
 
 
 def ratio_for_mean(budget: int, visual_tokens: int, cuts: Sequence[int], layers: int) -> float:
-    """The ratio r for which the layers' inputs hold `budget` visual tokens on average.
-
-    Raises UserError if the mean over the layers misses the budget by more than 2 % for every r.
-    """
+    """The ratio r for which the layers' inputs hold `budget` visual tokens on average, with as many decimals
+    (2 to 6) as bring that within 2 %."""
     low, high = 0.0, 1.0
     for _ in range(50):  # bisection; the mean rises with r
         middle = (low + high) / 2
@@ -96,8 +106,5 @@ def ratio_for_mean(budget: int, visual_tokens: int, cuts: Sequence[int], layers:
         counts = [visual_tokens, *tokens_left(visual_tokens, ratio, len(cuts))]
         mean = mean_over_layers(cuts, counts, layers)
         if abs(mean - budget) <= TOLERANCE * budget:
-            return ratio
-    raise UserError(
-        f"pdrop: no ratio gives a mean of {budget} visual tokens over {layers} layers, of which the first "
-        f"{cuts[0]} see all {visual_tokens} (nearest: {mean:.1f}); use a larger budget or schedule=kept"
-    )
+            break
+    return ratio

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -65,24 +66,25 @@ class SparseVLM(Pruner):
         ]
 
     def plan(self, visual_tokens: int, layers: int) -> list[tuple[int, int]]:
-        """(layers that have run, tokens of an image kept, recycled ones aside) at each cut. Raises UserError
-        for a mean that the schedule cannot reach."""
-        cuts, budget = scaled(CUTS, layers), self.count(visual_tokens)
-        if self.schedule == "table":
-            return list(zip(cuts, table_row(budget, visual_tokens)))
+        """(layers that have run, tokens of an image kept, recycled ones aside) at each cut."""
+        cuts, label = scaled(CUTS, layers), self.count(visual_tokens)
+        if self.schedule == "average":
+            rows = {n: table_row(n, visual_tokens) for n in range(1, visual_tokens + 1)}
+            label = min(rows, key=lambda n: abs(mean_of(rows[n], cuts, visual_tokens, layers) - label))
+        return list(zip(cuts, table_row(label, visual_tokens)))
 
-        def mean(label: int) -> float:
-            keeps = table_row(label, visual_tokens)
-            return mean_over_layers(cuts, [visual_tokens, *tokens_left(keeps, visual_tokens)], layers)
-
-        label = min(range(1, visual_tokens + 1), key=lambda label: abs(mean(label) - budget))
-        if abs(mean(label) - budget) > TOLERANCE * budget:
+    def validate(self, visual_tokens: int, layers: int) -> None:
+        super().validate(visual_tokens, layers)
+        if not self.acts or self.schedule != "average":
+            return
+        budget, (cuts, keeps) = self.count(visual_tokens), zip(*self.plan(visual_tokens, layers))
+        mean = mean_of(keeps, cuts, visual_tokens, layers)
+        if abs(mean - budget) > TOLERANCE * budget:
             raise UserError(
                 f"sparsevlm: a mean of {budget} visual tokens over {layers} layers cannot be had: the first "
-                f"{cuts[0]} see all {visual_tokens} (nearest: {mean(label):.1f}); use a larger budget or "
+                f"{cuts[0]} see all {visual_tokens} (nearest: {mean:.1f}); use a larger budget or "
                 "schedule=table"
             )
-        return list(zip(cuts, table_row(label, visual_tokens)))
 
 
 def table_row(budget: int, visual_tokens: int) -> list[int]:
@@ -103,7 +105,12 @@ def recycling(dropped: int) -> tuple[int, int]:
     return pool, int(pool / 10) + 1
 
 
-def tokens_left(keeps: list[int], visual_tokens: int) -> list[int]:
+def mean_of(keeps: Sequence[int], cuts: Sequence[int], visual_tokens: int, layers: int) -> float:
+    """Mean number of visual tokens over the layers' inputs, for the counts kept at each cut."""
+    return mean_over_layers(cuts, [visual_tokens, *tokens_left(keeps, visual_tokens)], layers)
+
+
+def tokens_left(keeps: Sequence[int], visual_tokens: int) -> list[int]:
     """Visual tokens after each cut, recycled ones included."""
     left, present = [], visual_tokens
     for keep in keeps:

@@ -65,7 +65,9 @@ class VisionZip(Pruner):
             contextual = min(max(1, int(CONTEXTUAL_SHARE_OF_IMAGE * visual_tokens)), budget - 1)
         elif isinstance(contextual, float):
             contextual = max(1, int(contextual * visual_tokens))
-        dominant = budget - contextual if self.dominant is None else int(self.dominant * visual_tokens)
+        dominant = budget - contextual
+        if self.dominant is not None:
+            dominant = max(1, int(self.dominant * visual_tokens))
         if contextual < 0 or not 1 <= dominant <= visual_tokens - contextual:
             raise UserError(
                 f"visionzip: {contextual} contextual tokens cannot stand beside {dominant} dominant ones; of "

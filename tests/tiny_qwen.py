@@ -71,13 +71,13 @@ def make_model(tokenizer, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if p.ndim >= 2:
-            p.data.normal_(0, 1.2 / p[0].numel() ** 0.5, generator=generator)
+            p.data.normal_(0, 1.0 / p[0].numel() ** 0.5, generator=generator)
         elif name.endswith("bias"):
             p.data.normal_(0, 0.1, generator=generator)
         else:
             p.data.uniform_(0.8, 1.2, generator=generator)
         if any(part in name for part in ("q_proj.weight", "k_proj.weight", "qkv.weight")):
-            p.data.mul_(1.7)
+            p.data.mul_(1.6)
         if "embed_tokens" in name:
             p.data.normal_(0, 1.0, generator=generator)
     return model

@@ -146,7 +146,7 @@ class QwenReference:
                 source = previous if s.attention == "previous" else self.attention(i, h, positions)
                 shown = source[:, n + rows][..., visual]
                 answer = s.select(StageView(shown, identity, total, images, h[:n], visual, s.count))
-                places = visual[answer.kept if answer.places is None else answer.places]
+                places = visual[own_places(answer)]
                 tokens = h[places] if answer.tokens is None else answer.tokens
                 identity = torch.where(answer.kept < 0, answer.kept, identity[answer.kept.clamp(min=0)])
                 kept.append(identity)
@@ -180,7 +180,7 @@ class QwenReference:
             if pruner.selects:
                 (answer,) = pruner.select_all([view])
                 name = answer.kept
-                places = name if answer.places is None else answer.places
+                places = own_places(answer)
                 tokens = view.features[name] if answer.tokens is None else answer.tokens
             pieces.append(tokens)
             where.append(positions[:, own[places]])
@@ -204,10 +204,19 @@ class QwenReference:
                 torch.cat([prompt, new]), len(prompt), torch.cat([positions, further], 1), visual, len(grids),
                 after, stages,
             )  # fmt: skip
-            logits.append(out)
+            logits.append(out.clone())
+            out[self.image] = -torch.inf  # never generated
             tokens.append(int(out.argmax()))
-        kept = [torch.cat(kept)] if pruner.selects and kept else []
-        return torch.tensor(tokens), torch.stack(logits), kept + by_stage
+        if pruner.selects and kept:
+            by_stage = [torch.cat(kept), *(torch.cat(kept)[own] for own in by_stage)]
+        return torch.tensor(tokens), torch.stack(logits), by_stage
+
+
+def own_places(answer):
+    """Whose position each token takes: its own, a made one that of its number unless the method says."""
+    if answer.places is not None:
+        return answer.places
+    return torch.where(answer.kept < 0, torch.arange(len(answer.kept)), answer.kept)
 
 
 def total_dropped(is_text, left):

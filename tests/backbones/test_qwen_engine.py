@@ -20,8 +20,11 @@ from methods.stepprune.policy import Policy, PolicyConfig
 
 WIDTH = 64  # of the tiny model's language model, and of what its merger puts out
 PROMPTS = ["Is there a red box?", "What?", "Is there a red box in the image? Answer yes or no."]
+#: of logits with a standard deviation of 1; ten layers of sharp attention in float32 lie between. Choices
+#: and tokens are compared exactly
+CLOSE = {"atol": 5e-4, "rtol": 0}
 #: rows and columns of visual tokens: more than a window, cut windows, wider and higher than a window
-GRIDS = [(5, 7), (3, 3), (2, 9)]
+GRIDS = [(5, 7), (3, 4), (2, 9)]
 #: at budgets that every schedule can reach in six layers
 SPECS = {
     "fastv": 0.25, "fastv:k=3,schedule=average": 0.7, "pdrop": 0.4, "pdrop:schedule=kept": 0.2,
@@ -61,13 +64,13 @@ def singles(qwen, images):
 
 @pytest.fixture(scope="module")
 def stepprune(tmp_path_factory):
-    """Of an untrained policy; `few` stops by itself, `all` cannot before everything is taken."""
+    """Of an untrained policy; `few` stops by itself, `all` not before everything is taken."""
     folder = tmp_path_factory.mktemp("policy")
-    for name, least in (("few", 1), ("all", 48)):
+    for name, stop_bias in (("few", 0.0), ("all", -1e4)):
         torch.manual_seed(0)
-        policy = Policy(PolicyConfig(WIDTH, WIDTH, heads=4, max_steps=49, min_tokens=least))
+        policy = Policy(PolicyConfig(WIDTH, WIDTH, heads=4, max_steps=49))
         found = checkpoints.Checkpoint(
-            folder / f"{name}.safetensors", policy.config, "tiny-qwen", 6.0, [(4.0, 2.0), (24.0, 0.0)],
+            folder / f"{name}.safetensors", policy.config, "tiny-qwen", 6.0, [(4.0, 2.0), (24.0, stop_bias)],
             visual_tokens=20.0,
         )  # fmt: skip
         found.save(policy, LocalDenoiser(WIDTH))
@@ -81,10 +84,9 @@ def same_as_reference(model, batch, singles, pruner):
     for row, (one, grid) in enumerate(zip(singles, GRIDS)):
         pruner.prepare(model)
         tokens, logits, kept = reference.greedy(one, [grid], pruner, 5)
-        logits[:, model.config.image_token_id] = -torch.inf
         for got, b in ((generate(model, one, pruner), 0), (together, row)):
             assert torch.equal(got[0][b], tokens)
-            torch.testing.assert_close(got[1][b], logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got[1][b], logits, **CLOSE)
             assert [k.tolist() for k in got[2].kept[b]] == [k.tolist() for k in kept]
     return together[2]
 
@@ -114,7 +116,7 @@ def test_stepprune_equals_reference(model, batch, singles, stepprune):
 def test_pruning_changes_the_answer(model, batch, spec):
     """Otherwise the test above could not fail."""
     pruned = generate(model, batch, registry.build(spec, SPECS[spec]))
-    assert (pruned[1][:, 0] - generate(model, batch)[1][:, 0]).abs().nan_to_num().max() > 0.02
+    assert (pruned[1][:, 0] - generate(model, batch)[1][:, 0]).abs().max() > 0.02
     assert (pruned[2].visual_tokens[:, -1] < torch.tensor([r * c for r, c in GRIDS])).all()
 
 
@@ -122,9 +124,7 @@ def test_pruning_changes_the_answer(model, batch, spec):
 @torch.inference_mode()
 def test_keeping_everything_is_vanilla(model, batch, singles, stepprune, spec):
     """A number above an image's tokens keeps all of them; to the bit where nothing is padded."""
-    pruner = registry.build(
-        stepprune["all"] if spec == "stepprune" else spec, 24 if spec == "stepprune" else 48
-    )
+    pruner = registry.build(*((stepprune["all"], 24) if spec == "stepprune" else (spec, 48)))
     ours, theirs = generate(model, batch, pruner), generate(model, batch)
     assert torch.equal(ours[0], theirs[0])
     torch.testing.assert_close(ours[1], theirs[1], atol=1e-5, rtol=1e-5)
@@ -220,7 +220,7 @@ def test_signals_come_in_raster_order(model, batch):
     in_tower = raw.last_hidden_state.view(-1, 4, 32).mean(1).split(images.sizes)
     for own, grid, part, unsorted in zip(found, GRIDS, images.parts, in_tower):
         view = reference.view(part, grid, wanted[:2])
-        torch.testing.assert_close(own[adapter.feature], view.features, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(own[adapter.feature], view.features, atol=5e-5, rtol=1e-4)
         for signal in wanted[:2]:
             torch.testing.assert_close(own[signal], view[signal], atol=1e-5, rtol=1e-4)
         assert own[wanted[0]].sum() == pytest.approx(1) and own[wanted[0]].dtype == torch.float32
@@ -297,15 +297,12 @@ def test_plain_forward_and_own_decode_loop(model, singles):
         with pruner(model):
             out = model(**one, use_cache=True)
             for step in range(4):
-                ours = out.logits[:, -1].clone()
-                ours[:, model.config.image_token_id] = -torch.inf
-                torch.testing.assert_close(ours, logits[:, step], atol=2e-5, rtol=1e-4)
+                torch.testing.assert_close(out.logits[:, -1], logits[:, step], atol=2e-5, rtol=1e-4)
                 new = tokens[:, step : step + 1]
                 out = model(input_ids=new, past_key_values=out.past_key_values, use_cache=True)
         if pruner.selects:
             with pruner(model):
                 uncached = model(**one, use_cache=False).logits[:, -1]
-            uncached[:, model.config.image_token_id] = -torch.inf
             torch.testing.assert_close(uncached, logits[:, 0], atol=2e-5, rtol=1e-4)
 
 
@@ -318,7 +315,6 @@ def test_features_computed_ahead(model, batch):
         pruner = registry.build(spec, SPECS.get(spec, 9))
         with pruner(model):
             logits = flops.prefill(model, batch)[:, 0]
-        logits[:, model.config.image_token_id] = -torch.inf
         torch.testing.assert_close(logits, generate(model, batch, pruner)[1][:, 0], atol=5e-5, rtol=1e-4)
 
 

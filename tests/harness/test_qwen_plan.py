@@ -3,6 +3,8 @@ does: counts, and work to the last MAC."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from methods import registry
 from methods.base import Signal, cls_attention
 from methods.random import Random
 
+PAGE = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
 GRID = (5, 8)
 SPECS = [
     "vanilla", "random", "uniform", "downsample", "visionzip", "holov", "holov:alpha=0", "prumerge",
@@ -66,6 +69,8 @@ def test_true_shape_has_every_method():
     counts = {spec: counter.count(spec, budget) for spec, budget in budgets.items()}
     received = {spec: count.own for spec, count in counts.items() if count.own >= (4 * 576) ** 2 * 1280}
     assert set(received) == {"visionzip", "holov", "prumerge", "prumerge_plus"}
+    own = counter.count("holov:alpha=0", 64).own
+    assert own == (4 * 576) ** 2 * 1280 and f"({2 * own / 1e9:.1f} GFLOP at 672 x 672 pixels" in PAGE
     for spec in ("random", "visionzip", "holov", "prumerge"):
         assert set(counts[spec].plan.visual_tokens) == {64} and counts[spec].plan.projected == 576
     assert counts["pdrop"].plan.visual_tokens[:2] == (576, 576)

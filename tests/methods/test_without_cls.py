@@ -37,7 +37,7 @@ def test_visionzip_split():
     assert [VisionZip(budget=b).split(12, has_cls=False) for b in (1, 2, 12)] == [(1, 0), (1, 1), (11, 1)]
     with pytest.raises(UserError, match=r"visionzip: 600 contextual .* 64 dominant|beside -536"):
         VisionZip(budget=64, contextual=600).split(576, has_cls=False)
-    for bad in (VisionZip(dominant=0.99), VisionZip(dominant=0.001), VisionZip(budget=9, contextual=1.5)):
+    for bad in (VisionZip(dominant=0.99), VisionZip(dominant=1.2), VisionZip(budget=9, contextual=1.5)):
         with pytest.raises(UserError, match="contextual tokens cannot stand beside"):
             bad.validate(100, 12)
 
