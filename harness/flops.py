@@ -207,8 +207,9 @@ class WindowTowerCounter(ModelCounter):
     @functools.cache  # noqa: B019
     def projector(self, n: int) -> int:
         """The merger, for n visual tokens out of it."""
-        patches = self.vision.spatial_merge_size**2
-        return n * traced_macs(self._merger, torch.empty(patches, self.vision.hidden_size, device="meta"))
+        patches, like = self.vision.spatial_merge_size**2, next(self._merger.parameters())
+        token = torch.empty(patches, self.vision.hidden_size, device=like.device, dtype=like.dtype)
+        return n * traced_macs(self._merger, token)
 
 
 def counter_for(model: nn.Module) -> ModelCounter:
