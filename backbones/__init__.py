@@ -1,6 +1,6 @@
 """Models that methods are compared on, and the engine that puts a method on them.
 
-    backbone = backbones.load("pocket-llava")        # or a local checkpoint folder of the same family
+    backbone = backbones.load("pocket-llava")        # or a checkpoint folder, LLaVA-1.5 or Qwen2.5-VL
     inputs = backbone.inputs([image], ["Is there a red circle?"])
     with FastV(budget=64)(backbone.model) as trace:
         backbone.model.generate(**inputs)

@@ -19,6 +19,8 @@ from harness.errors import UserError
 #: checkpoints up to this size are digested in full, larger ones by a sample of each file
 DIGEST_IN_FULL = 512 << 20
 _SAMPLE = 1 << 20
+#: what transformers calls the least and the most pixels of an image whose size is free
+PIXEL_LIMITS = (("min", "shortest"), ("max", "longest"))
 
 
 @dataclass
@@ -40,8 +42,11 @@ class Backbone:
 
     @property
     def num_visual_tokens(self) -> int:
-        """Visual tokens of an image, unpruned."""
-        return self._adapter.visual_tokens
+        """Visual tokens of an image, unpruned; the most that an image can have where they differ."""
+        if self._adapter.visual_tokens is not None:
+            return self._adapter.visual_tokens
+        processor = self.processor.image_processor
+        return processor.size["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2
 
     @property
     def num_layers(self) -> int:
@@ -49,21 +54,28 @@ class Backbone:
         return len(self._adapter.layers)
 
     def inputs(self, images: Sequence, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Model inputs for one user turn each, an image (PIL) and a text: left-padded [B, n], on its device.
+        """Model inputs for one user turn each, an image (PIL) or a list of them ahead of a text: left-padded
+        [B, n], on its device.
 
-        Raises ValueError if there are not as many images as prompts.
+        Raises ValueError if there are not as many images (or lists) as prompts.
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+        rows = [own if isinstance(own, list | tuple) else [own] for own in images]
         texts = [
             self.processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}],
+                [
+                    {
+                        "role": "user",
+                        "content": [*[{"type": "image"}] * len(own), {"type": "text", "text": prompt}],
+                    }
+                ],
                 add_generation_prompt=True,
             )
-            for prompt in prompts
+            for own, prompt in zip(rows, prompts)
         ]
         batch = self.processor(
-            images=[image.convert("RGB") for image in images],
+            images=[image.convert("RGB") for own in rows for image in own],
             text=texts,
             padding=True,
             padding_side="left",
@@ -78,6 +90,9 @@ class Backbone:
         """What a record needs to tell this backbone from others; JSON-able, no paths."""
         template = getattr(self.processor, "chat_template", None) or ""
         image_processor = self.processor.image_processor
+        pixels = {}
+        if self._adapter.visual_tokens is None:
+            pixels = {f"{end}_pixels": image_processor.size[f"{edge}_edge"] for end, edge in PIXEL_LIMITS}
         return {
             "name": self.name,
             "family": self.family,
@@ -87,6 +102,7 @@ class Backbone:
             "attention": self.model.config.get_text_config()._attn_implementation,
             "visual_tokens": self.num_visual_tokens,
             "layers": self.num_layers,
+            **pixels,
             "image_padding": image_padding(image_processor),
             "image_processor": _digest(image_processor.to_dict()),
             "chat_template": hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16],

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from backbones.llava import Llava
+from backbones.adapter import Adapter, Grid, Images
 from backbones.vision import Known, active_cache
 from methods.base import ImageView, Pruner, Selection
 
@@ -19,43 +19,44 @@ PROJECTED = "projected"
 class ImageSide:
     """Vision tower, method and projector of one pruner on one model. Holds nothing between two calls."""
 
-    def __init__(self, adapter: Llava, pruner: Pruner, model: nn.Module):
+    def __init__(self, adapter: Adapter, pruner: Pruner, model: nn.Module):
         self.adapter, self.pruner, self.model = adapter, pruner, model
-        self._grid = pruner.image_grid(adapter.grid) if pruner.acts else adapter.grid
-        self._needs = {adapter.feature, *(pruner.signals if pruner.acts else ())}
+        self._needs = {adapter.feature, *pruner.reads(adapter.has_cls)}
 
     @property
     def involved(self) -> bool:
         """Whether `get_image_features` has to be ours: the method acts here, or a cache can serve it."""
         return self.pruner.selects or active_cache(self.model) is not None
 
-    def look(self, pixels: Tensor) -> list[ImageView]:
-        """One view an image of [I, 3, h, w]. With a cache open, equal images get one and the same view."""
+    def look(self, images: Images) -> list[ImageView]:
+        """One view an image. With a cache open, equal images get one and the same view."""
         adapter, cache = self.adapter, active_cache(self.model)
+        grids = [self.pruner.image_grid(g) for g in images.grids] if self.pruner.acts else images.grids
         if cache is None:
-            found = adapter.see(adapter.resize(pixels, self._grid), self._needs)
-            return [self._view(Known({s: x[i] for s, x in found.items()}), p) for i, p in enumerate(pixels)]
+            found = adapter.see(images, range(len(images)), grids, self._needs)
+            return [self._view(Known(f), g, p) for f, g, p in zip(found, grids, images.parts)]
         cache.wanted |= self._needs
-        keys = [(digest, self._grid) for digest in cache.digests(pixels)]
+        keys = list(zip(cache.digests(images), images.grids, grids))
         first = {key: keys.index(key) for key in keys}
         known = {key: cache.get(key) for key in first}
         missing = [key for key in known if not self._needs <= known[key].keys()]
         if missing:
             cache.runs += len(missing)
-            new = pixels if len(missing) == len(pixels) else pixels[[first[key] for key in missing]]
-            found = adapter.see(adapter.resize(new, self._grid), cache.wanted)
-            for i, key in enumerate(missing):
-                known[key] = cache.add(key, {s: x[i] for s, x in found.items()})
-        views = {key: self._view(known[key], pixels[first[key]], key) for key in first}
+            which = [first[key] for key in missing]
+            found = adapter.see(images, which, [grids[i] for i in which], cache.wanted)
+            known |= {key: cache.add(key, own) for key, own in zip(missing, found)}
+        views = {key: self._view(known[key], key[-1], images.parts[i], key) for key, i in first.items()}
         return [views[key] for key in keys]
 
-    def _view(self, known: Known, pixels: Tensor, key=None) -> ImageView:
+    def _view(self, known: Known, grid: Grid, pixels: Tensor, key=None) -> ImageView:
         a = self.adapter
         known.key = key
-        return ImageView(known[a.feature], self._grid, a.heads, pixels, a.project, known)
+        return ImageView(known[a.feature], grid, a.heads, pixels, a.project, known, has_cls=a.has_cls)
 
     def all_tokens(self, views: Sequence[ImageView]) -> list[Tensor]:
-        """Every patch of each image through the projector, [N, D]; remembered if a cache is open."""
+        """Every token of each image through the projector, [N, D]; remembered if a cache is open."""
+        if not self.adapter.projects:
+            return [v.features for v in views]
         cache = active_cache(self.model)
         missing = [v for v in _distinct(views) if PROJECTED not in v.signals]
         if missing:
@@ -66,15 +67,16 @@ class ImageSide:
                 view.signals[PROJECTED] = own
         return [v.signals[PROJECTED] for v in views]
 
-    def select(self, views: Sequence[ImageView]) -> list[tuple[Selection, Tensor]]:
+    def select(self, views: Sequence[ImageView], places: Sequence[int]) -> list[tuple[Selection, Tensor]]:
         """The method's answer and its tokens [n, D] for each view; asked once for views that are one object.
 
-        Raises ValueError for an answer of impossible size.
+        places: in the prompt, for each. Raises ValueError for an answer of impossible size.
         """
         distinct = _distinct(views)
+        room = {id(v): n for v, n in zip(views, places)}
         answers = self.pruner.select_all(distinct)
         for view, answer in zip(distinct, answers):
-            check(self.pruner, answer, len(view.features), self.adapter.visual_tokens)
+            check(self.pruner, answer, len(view.features), room[id(view)])
         tokens = [v.features[a.kept] if a.tokens is None else a.tokens for v, a in zip(distinct, answers)]
         waiting = [t for t, a in zip(tokens, answers) if not a.projected]
         if waiting:
@@ -83,10 +85,12 @@ class ImageSide:
         by_view = {id(v): pair for v, pair in zip(distinct, zip(answers, tokens))}
         return [by_view[id(v)] for v in views]
 
-    def select_with_text(self, rows: Sequence[Sequence[ImageView]], texts: Sequence[Tensor]):
+    def select_with_text(
+        self, rows: Sequence[Sequence[ImageView]], texts: Sequence[Tensor], places: Sequence[Sequence[int]]
+    ) -> list[list[tuple[Selection, Tensor]]]:
         """`select` for the views of each sample, which see its text [T, D]; one list a sample."""
         views = [replace(view, text=text) for row, text in zip(rows, texts) for view in row]
-        answers = iter(self.select(views))
+        answers = iter(self.select(views, [n for row in places for n in row]))
         return [[next(answers) for _ in row] for row in rows]
 
 

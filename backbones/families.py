@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from torch import nn
 
+from backbones.adapter import Adapter
 from backbones.llava import Llava
+from backbones.qwen2_5_vl import Qwen2_5_VL
 from harness.errors import UserError
 
 #: by `config.model_type`
-FAMILIES = {Llava.family: Llava}
+FAMILIES = {adapter.family: adapter for adapter in (Llava, Qwen2_5_VL)}
 
 
-def adapter_for(model: nn.Module) -> Llava:
+def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of a model's family. Raises UserError if there is none."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in FAMILIES or not hasattr(model, "generate"):

@@ -4,15 +4,15 @@ layers behind a cut get in place of the full-length arguments that the model's o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from backbones.adapter import Adapter
 from backbones.before_llm import check
 from backbones.cut import Layout, cut, gather
-from backbones.llava import Llava
 from backbones.rows import attention_rows, layer_keys
 from methods.base import PromptView, Pruner, Stage, StageView
 
@@ -21,11 +21,11 @@ Rotary = tuple[Tensor, Tensor]
 
 @dataclass
 class Prompt:
-    """A batch on entry of the first layer. images: number of images of each sample. next: position [B] of the
-    first decoded token, by the prompt's own numbering."""
+    """A batch on entry of the first layer. sizes: visual tokens of each image of each sample, unpruned. next:
+    position [B] of the first decoded token, by the prompt's own numbering."""
 
     layout: Layout
-    images: Sequence[int]
+    sizes: Sequence[Sequence[int]]
     next: Tensor
 
 
@@ -43,43 +43,64 @@ class _AfterCut:
 
 
 class LayerSide:
-    """The stages of one pruner on one model. `start` begins a prefill; all else belongs to the latest one."""
+    """The stages of one pruner on one model. `start` begins a prefill; all else belongs to the latest one.
 
-    def __init__(self, adapter: Llava, pruner: Pruner):
+    Stages depend on the sizes of a sample's images; what all samples' have in common (layers, attention,
+    positions) is read off the first that has an image.
+    """
+
+    def __init__(self, adapter: Adapter, pruner: Pruner):
         self.adapter, self.pruner = adapter, pruner
-        layers = len(adapter.layers)
-        self.stages: list[Stage] = list(pruner.stages(adapter.visual_tokens, layers)) if pruner.acts else []
-        entries = [stage.layer for stage in self.stages]
-        #: how many cuts lie at or before each layer
-        self._cuts_until = [sum(entry <= i for entry in entries) for i in range(layers)]
-        self._stage_at = {stage.layer: stage for stage in self.stages}
+        self._known: dict[tuple[int, ...], list[Stage]] = {}  # by the sizes of a sample's images
+        self.stages: list[Stage] = []
 
     def start(self, prompt: Prompt, embeds: Tensor) -> None:
         """A prefill begins. embeds: [B, W, D], input of the first layer."""
         self._prompt = prompt
         self._after: list[_AfterCut] = []
         self._previous: tuple[Tensor, Rotary] | None = None
-        choosers = {stage.rows for stage in self.stages if stage.rows}  # stages may share one: asked once
-        self._rows = {choose: self._choose_rows(choose, embeds) for choose in choosers}
+        self._own = [self._stages(tuple(sizes)) for sizes in prompt.sizes]
+        self.stages = next(filter(None, self._own), [])
+        entries = [stage.layer for stage in self.stages]
+        if any([stage.layer for stage in own] != entries for own in self._own if own):
+            raise RuntimeError(f"{self.pruner.name} cuts before other layers for images of other sizes")
+        #: how many cuts lie at or before each layer
+        self._cuts_until = [sum(entry <= i for entry in entries) for i in range(len(self.adapter.layers))]
+        self._stage_at = {layer: number for number, layer in enumerate(entries)}
+        self._rows = [self._choose_rows(*pair) for pair in zip(self._own, prompt.layout.columns, embeds)]
+
+    def _stages(self, sizes: tuple[int, ...]) -> list[Stage]:
+        """The stages for a sample with images of so many visual tokens: those for the first one, with the
+        counts of all together."""
+        if sizes not in self._known:
+            layers, acts = len(self.adapter.layers), self.pruner.acts
+            of_each = [self.pruner.stages(n, layers) if acts else () for n in sizes]
+            self._known[sizes] = [
+                replace(stages[0], count=None if stages[0].count is None else sum(s.count for s in stages))
+                for stages in zip(*of_each)
+            ]
+        return self._known[sizes]
 
     def forget(self) -> None:
         """Drop all tensors."""
         self._prompt = self._previous = None
-        self._after, self._rows = [], {}
+        self._after, self._rows = [], []
 
     @property
     def layout(self) -> Layout:
         """Of the columns after the latest cut."""
         return self._after[-1].layout if self._after else self._prompt.layout
 
-    def _choose_rows(self, choose: Callable[[PromptView], Tensor], embeds: Tensor) -> list[Tensor]:
-        rows = []
-        for own, columns in zip(embeds, self._prompt.layout.columns):
-            if len(columns):
-                rows.append(choose(PromptView(own[columns], own[int(columns[-1]) + 1 :])))
-            else:  # nothing to rate; never read
-                rows.append(torch.tensor([-1], device=embeds.device))
-        return rows
+    @staticmethod
+    def _choose_rows(
+        stages: Sequence[Stage], columns: Tensor, embeds: Tensor
+    ) -> dict[Callable[[PromptView], Tensor], Tensor]:
+        """The query rows that a sample's stages choose; they may share a chooser, which is asked once."""
+        choosers = {stage.rows for stage in stages if stage.rows}
+        if not choosers:
+            return {}
+        prompt = PromptView(embeds[columns], embeds[int(columns[-1]) + 1 :])
+        return {choose: choose(prompt) for choose in choosers}
 
     def enter(self, i: int, hidden: Tensor, kwargs: dict, prefill: bool, step: object) -> tuple[Tensor, dict]:
         """Layer i's input and changed arguments, given what the model's loop passes: [B, W, D] and kwargs."""
@@ -93,7 +114,8 @@ class LayerSide:
 
     def _remember(self, i: int, hidden: Tensor, kwargs: dict) -> None:
         """Keep layer i's query rows for a stage right behind it that reads its attention."""
-        stage = self._stage_at.get(i + 1)
+        number = self._stage_at.get(i + 1)
+        stage = None if number is None else self.stages[number]
         if stage is None or stage.attention != "previous":
             self._previous = None
             return
@@ -104,11 +126,12 @@ class LayerSide:
         """(cos, sin) of the present columns."""
         return self._after[-1].rotary if self._after else kwargs["position_embeddings"]
 
-    def _cut(self, stage: Stage, hidden: Tensor, kwargs: dict) -> Tensor:
-        """Ask the stage about every sample, drop what it does not keep, and note the state behind the cut."""
+    def _cut(self, number: int, hidden: Tensor, kwargs: dict) -> Tensor:
+        """Ask stage `number` about every sample, drop what it does not keep, note the state behind the
+        cut."""
         before, rotary = self.layout, self._rotary(kwargs)
-        attention = self._attention(stage, hidden, rotary, kwargs) if any(before.visual) else None
-        answers = [self._ask(stage, b, hidden, attention) for b in range(len(hidden))]
+        attention = self._attention(number, hidden, rotary, kwargs) if any(before.visual) else None
+        answers = [self._ask(number, b, hidden, attention) for b in range(len(hidden))]
         targets, sources, places, kept = [], [], [], []
         for answer, identity in zip(answers, before.kept):
             none = answer is None  # a sample without visual tokens
@@ -120,14 +143,15 @@ class LayerSide:
             else:
                 targets.append(torch.arange(len(own), device=own.device))
                 sources.append(targets[-1])
-            places.append(torch.where(made, targets[-1], own))
+            given = None if none else answer.places
+            places.append(torch.where(made, targets[-1], own) if given is None else given)
             kept.append(torch.where(made, own, identity[own.clamp(min=0)]))
         move, after = cut(before, targets, sources, places, kept)
         hidden = gather(hidden, move.source)
         for b, answer in enumerate(answers):
             if answer is not None and answer.tokens is not None:
                 hidden[b, after.columns[b]] = answer.tokens.to(hidden.dtype)
-        if stage.positions == "renumbered":
+        if self.stages[number].positions == "renumbered" and self.adapter.renumbers:
             rotary, following = (
                 self.adapter.language_model.rotary_emb(hidden, position_ids=after.positions),
                 after.ends,
@@ -138,25 +162,28 @@ class LayerSide:
         self._after.append(_AfterCut(after, rotary, following))
         return hidden
 
-    def _ask(self, stage: Stage, b: int, hidden: Tensor, attention: list[Tensor] | None):
+    def _ask(self, number: int, b: int, hidden: Tensor, attention: list[Tensor] | None):
         layout = self.layout
         columns = layout.columns[b]
         if not len(columns):
             return None
+        stage = self._own[b][number]
         view = StageView(
             attention=None if attention is None else attention[b][..., columns],
             kept=layout.kept[b],
             total=len(self._prompt.layout.columns[b]),
-            images=self._prompt.images[b],
+            images=len(self._prompt.sizes[b]),
             _hidden=hidden[b],
             _columns=columns,
+            count=stage.count,
         )
         answer = stage.select(view)
         check(self.pruner, answer, len(columns), len(columns))
         return answer
 
-    def _attention(self, stage: Stage, hidden: Tensor, rotary: Rotary, kwargs: dict) -> list[Tensor] | None:
-        """For each sample the rows that the stage reads, [H, R, W]; None if it reads none."""
+    def _attention(self, number: int, hidden: Tensor, rotary: Rotary, kwargs: dict) -> list[Tensor] | None:
+        """For each sample the rows that stage `number` reads, [H, R, W]; None if it reads none."""
+        stage = self.stages[number]
         if stage.attention is None:
             return None
         if stage.attention == "own":
@@ -175,6 +202,8 @@ class LayerSide:
         if not stage.rows:
             last = torch.tensor([-1], device=hidden.device)
             return list(_rows(layer, queries, rotary, keys, last, layout.valid))
+        nothing = torch.tensor([-1], device=hidden.device)  # for a sample without image; never read
+        rows = [own.get(self._own[b][number].rows) if own else nothing for b, own in enumerate(self._rows)]
         return [
             _rows(
                 layer,
@@ -184,7 +213,7 @@ class LayerSide:
                 offsets,
                 None if layout.valid is None else layout.valid[b : b + 1],
             )[0]
-            for b, offsets in enumerate(self._rows[stage.rows])
+            for b, offsets in enumerate(rows)
         ]
 
     def _arguments(

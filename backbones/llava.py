@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.adapter import Grid, Images
+from backbones.cut import Layout, Move
 from backbones.vision import tapped
 from harness.errors import UserError
 from methods.base import Signal
@@ -16,6 +18,9 @@ class Llava:
     """Adapter of one loaded model. Raises UserError if its features are not the patches of one CLIP layer."""
 
     family = "llava"
+    has_cls = True
+    projects = True
+    renumbers = True
 
     def __init__(self, model: nn.Module):
         config = model.config
@@ -51,30 +56,14 @@ class Llava:
         """Places that the processor leaves for an image in the prompt."""
         return self.grid[0] * self.grid[1]
 
-    def resize(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Pixels [B, 3, h, w] of the same images with that many patches."""
-        size = [self.patch * n for n in grid]
-        if list(pixels.shape[-2:]) == size:
-            return pixels
-        return F.interpolate(pixels.float(), size, mode="bicubic", antialias=True).to(pixels.dtype)
+    # ---- the tower
 
-    def see(self, pixels: Tensor, signals: Iterable[Signal]) -> dict[Signal, Tensor]:
-        """Run the vision tower once on [B, 3, h, w]; each signal [B, 1 + N or 1, d]."""
-        full_size = tuple(pixels.shape[-2:]) == tuple(self.patch * n for n in self.grid)
-        with tapped(self._tower.encoder.layers, {self.feature, *signals}) as found:
-            self._tower(pixels, interpolate_pos_encoding=not full_size)
-        return found
-
-    def project(self, features: Tensor) -> Tensor:
-        """[.., d] -> [.., D]."""
-        return self.inner.multi_modal_projector(features)
-
-    def check_request(self, pixels: Tensor, options: dict[str, object]) -> None:
-        """Raises RuntimeError for what `get_image_features` can be asked and the engine does not do."""
-        for name, value in options.items():
+    def images(self, arguments: Mapping[str, object]) -> Images:
+        pixels = arguments["pixel_values"]
+        for name, value in arguments.items():
             if (
                 value is not None
-                and name != "return_dict"
+                and name not in ("pixel_values", "return_dict")
                 and value != getattr(self.model.config, name, None)
             ):
                 raise RuntimeError(
@@ -82,3 +71,42 @@ class Llava:
                 )
         if pixels.ndim != 4:
             raise RuntimeError(f"pixel_values of shape {tuple(pixels.shape)}: expected [images, 3, h, w]")
+        return Images(pixels, pixels.unbind(), [self.grid] * len(pixels))
+
+    def see(
+        self, images: Images, which: Sequence[int], grids: Sequence[Grid], signals: Iterable[Signal]
+    ) -> list[dict[Signal, Tensor]]:
+        pixels = images.tensor if len(which) == len(images) else images.tensor[list(which)]
+        size = [self.patch * n for n in grids[0]]  # all images are of one size
+        if list(pixels.shape[-2:]) != size:
+            pixels = F.interpolate(pixels.float(), size, mode="bicubic", antialias=True).to(pixels.dtype)
+        with tapped(self._tower.encoder.layers, {self.feature, *signals}) as found:
+            self._tower(pixels, interpolate_pos_encoding=grids[0] != self.grid)
+        return [{signal: x[i] for signal, x in found.items()} for i in range(len(pixels))]
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.inner.multi_modal_projector(features)
+
+    # ---- the prompt
+
+    def check_prompt(self, arguments: Mapping[str, object]) -> None:
+        pass
+
+    def image_sizes(self, layout: Layout) -> list[list[int]]:
+        return [[self.visual_tokens] * (n // self.visual_tokens) for n in layout.visual]
+
+    def check_positions(
+        self, layout: Layout, sizes: Sequence[Sequence[int]], positions: Tensor | None
+    ) -> None:
+        pass
+
+    def following(self, layout: Layout, positions: Tensor | None) -> Tensor:
+        return layout.ends
+
+    def moved(self, positions: Tensor | None, before: Layout, after: Layout, move: Move) -> Tensor:
+        if positions is None:
+            positions = before.positions
+        return positions.expand(len(move.place), -1).gather(1, move.place)
+
+    def shrunk(self, positions, layout, grids):
+        raise NotImplementedError("1-D positions are numbered anew")

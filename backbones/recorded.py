@@ -1,4 +1,4 @@
-"""Loading the small model that recordings of released code were made on (see `harness.parity`)."""
+"""Loading the small models that recordings of released code were made on (see `harness.parity`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from harness.errors import UserError
 
@@ -46,6 +52,24 @@ def load_recorded(folder: Path) -> LlavaForConditionalGeneration:
     except (RuntimeError, KeyError) as error:
         raise UserError(f"the weights in {folder} do not fit their config.json: {error}") from error
     model.generation_config.update(eos_token_id=None, suppress_tokens=[image_token])
+    return model.eval()
+
+
+def load_recorded_qwen(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL model in float32 from `config.json` and `model.safetensors`, as transformers 4 wrote them.
+
+    Generation ignores the end-of-sequence token. Raises UserError if the files are missing or do not fit.
+    """
+    try:
+        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"no recorded model in {folder}: {str(error).splitlines()[0]}") from error
+    wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
+    if wrong:
+        raise UserError(f"the weights in {folder} do not fit their config.json: {wrong[0]}")
+    model.generation_config.update(eos_token_id=None)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from backbones.adapter import Images
 from methods.base import Signal
 
 _MODULES = {"queries": "q_proj", "cls_query": "q_proj", "keys": "k_proj", "values": "v_proj"}
@@ -56,9 +57,9 @@ class Known(dict):
 class VisionCache:
     """Signals of the images seen so far, least recently used first to go when they exceed `max_bytes`.
 
-    An image is known by a digest of its pixels and the raster the tower saw it at. `wanted` grows with every
-    request: a run of the tower collects everything that any method has asked for so far. `runs` counts the
-    images that went through the tower.
+    An image is known by a digest of its pixels, its raster, and the one the tower saw it at. `wanted` grows
+    with every request: a run of the tower collects everything that any method has asked for so far. `runs`
+    counts the images that went through the tower.
     """
 
     def __init__(self, max_bytes: int):
@@ -69,12 +70,13 @@ class VisionCache:
         self._images: OrderedDict[Hashable, Known] = OrderedDict()
         self._latest: tuple[weakref.ref, int, list[str]] | None = None
 
-    def digests(self, pixels: Tensor) -> list[str]:
-        """One digest an image of [B, 3, h, w]. The same tensor, unchanged since, is not read again."""
+    def digests(self, images: Images) -> list[str]:
+        """One digest an image. The same tensor, unchanged since, is not read again."""
+        pixels = images.tensor
         version = None if pixels.is_inference() else pixels._version
         if self._latest and self._latest[0]() is pixels and self._latest[1] == version:
             return self._latest[2]
-        rows = pixels.detach().contiguous().cpu().flatten(1).view(torch.uint8).numpy()
+        rows = [part.detach().contiguous().cpu().flatten().view(torch.uint8).numpy() for part in images.parts]
         digests = [hashlib.blake2b(row, digest_size=16).hexdigest() for row in rows]
         if version is not None:
             self._latest = (weakref.ref(pixels), version, digests)

@@ -108,6 +108,20 @@ class ModelCounter:
         self._encoder = _EncoderLayer(type(inner.vision_tower.encoder.layers[0])(_sdpa(self.vision)))
         self._projector = inner.multi_modal_projector
 
+    @staticmethod
+    def tower_of(inner: nn.Module) -> nn.Module:
+        """The vision tower of the family's multimodal model."""
+        return inner.vision_tower
+
+    @staticmethod
+    def projector_of(inner: nn.Module) -> nn.Module:
+        """The projector of the family's multimodal model."""
+        return inner.multi_modal_projector
+
+    def seen(self, pixels: torch.Tensor, shapes: torch.Tensor | None = None) -> list[tuple[int, int]]:
+        """(height, width) of each image, from the tower's arguments."""
+        return [tuple(pixels.shape[-2:])] * len(pixels)
+
     @functools.cache  # noqa: B019  one counter a run
     def decoder_layer(self, n: int) -> int:
         """One LLM layer on n tokens, nothing cached."""
@@ -162,6 +176,18 @@ class WindowTowerCounter(ModelCounter):
         self._block = type(inner.visual.blocks[0])(_sdpa(self.vision))
         self._merger = inner.visual.merger
 
+    @staticmethod
+    def tower_of(inner: nn.Module) -> nn.Module:
+        return inner.visual
+
+    @staticmethod
+    def projector_of(inner: nn.Module) -> nn.Module:
+        return inner.visual.merger
+
+    def seen(self, pixels: torch.Tensor, shapes: torch.Tensor | None = None) -> list[tuple[int, int]]:
+        size = self.vision.patch_size
+        return [(rows * size, columns * size) for _, rows, columns in shapes.tolist()]
+
     @functools.cache  # noqa: B019
     def tower(self, height: int, width: int) -> int:
         """Patch convolution and every block, windowed or full, on one image of that many pixels."""
@@ -181,8 +207,9 @@ class WindowTowerCounter(ModelCounter):
     @functools.cache  # noqa: B019
     def projector(self, n: int) -> int:
         """The merger, for n visual tokens out of it."""
-        patches = self.vision.spatial_merge_size**2
-        return n * traced_macs(self._merger, torch.empty(patches, self.vision.hidden_size, device="meta"))
+        patches, like = self.vision.spatial_merge_size**2, next(self._merger.parameters())
+        token = torch.empty(patches, self.vision.hidden_size, device=like.device, dtype=like.dtype)
+        return n * traced_macs(self._merger, token)
 
 
 def counter_for(model: nn.Module) -> ModelCounter:
@@ -230,17 +257,19 @@ def prefill(model, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def first_token(model, inputs: Mapping[str, torch.Tensor], features):
     """The second half of a prefill: the model's output, with logits [B, 1, vocab] and the cache."""
     return model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        mm_encoder_outputs={"image": features},
-        use_cache=True,
-        logits_to_keep=1,
+        **prompt_arguments(inputs), mm_encoder_outputs={"image": features}, use_cache=True, logits_to_keep=1
     )
 
 
 def image_arguments(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The entries of `inputs` that describe the images."""
     return {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")}
+
+
+def prompt_arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The entries of `inputs` that the forward pass needs when it is given the images' features: all but the
+    pixels (M-RoPE positions follow from the token types and the images' sizes)."""
+    return {k: v for k, v in inputs.items() if k != "pixel_values"}
 
 
 def count_prefill(
@@ -254,7 +283,7 @@ def count_prefill(
     from torch.utils.flop_counter import FlopCounterMode
 
     model = backbone.model
-    seen = _Shapes(model.model)
+    seen = _Shapes(model.model, counter)
     with torch.no_grad(), pruner(model) as trace, seen, FlopCounterMode(display=False) as meter:
         prefill(model, inputs)
         rows = trace.visual_tokens.tolist()
@@ -273,24 +302,25 @@ def count_prefill(
 
 
 class _Shapes(contextlib.AbstractContextManager):
-    """Notes the image sizes that the tower ran on, and the tokens that the projector ran on."""
+    """Notes the image sizes that the tower ran on, and the tokens that the projector gave."""
 
-    def __init__(self, inner: nn.Module):
-        self._inner = inner
+    def __init__(self, inner: nn.Module, counter: ModelCounter):
+        self._inner, self._counter = inner, counter
         self.images: list[tuple[int, int]] = []
         self.projected: list[int] = []
 
     def __enter__(self):
         def tower(module, args, kwargs):
             pixels = args[0] if args else kwargs["pixel_values"]
-            self.images += [tuple(pixels.shape[-2:])] * len(pixels)
+            self.images += self._counter.seen(pixels, kwargs.get("grid_thw"))
 
-        def projector(module, args):
-            self.projected.append(args[0].shape[:-1].numel())
+        def projector(module, args, output):
+            self.projected.append(output.shape[:-1].numel())
 
+        inner, counter = self._inner, self._counter
         self._handles = [
-            self._inner.vision_tower.register_forward_pre_hook(tower, with_kwargs=True),
-            self._inner.multi_modal_projector.register_forward_pre_hook(projector),
+            counter.tower_of(inner).register_forward_pre_hook(tower, with_kwargs=True),
+            counter.projector_of(inner).register_forward_hook(projector),
         ]
         return self
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
-from methods.base import ImageView, PromptView, Pruner, Selection, StageView
+from methods.base import ImageView, PromptView, Pruner, Selection, Signal, StageView
 
-#: model families whose tower has a CLS token
+#: model families whose tower has a CLS token, and no merger
 WITH_CLS = ("llava",)
 
 
@@ -74,10 +74,9 @@ def make(
     """
     if pruner.acts:
         pruner.validate(grid[0] * grid[1], config.text_config.num_hidden_layers)
-        if config.model_type not in WITH_CLS and pruner.signals:
-            raise UserError(
-                f"{pruner.name} reads layers of a tower with a CLS token, which this backbone has not"
-            )
+        has_cls = config.model_type in WITH_CLS
+        if not has_cls and any(s.kind == "cls_query" for s in pruner.reads(has_cls)):
+            raise UserError(f"{pruner.name} reads the tower's CLS token, which this backbone has not")
         give_weights(config, pruner, grid[0] * grid[1])
     ask = _Asked(config, pruner, grid, text_before, text_after, raters)
     first = ask.plan(seed=0)
@@ -90,14 +89,15 @@ def give_weights(config, pruner: Pruner, visual_tokens: int) -> None:
     """Random ones, for a method that has weights (its `untrained`), so that it takes as many tokens as its
     budget says."""
     if pruner.acts and hasattr(pruner, "untrained"):
-        merged = getattr(config.vision_config, "spatial_merge_size", 1) ** 2
-        widths = config.vision_config.hidden_size * merged, config.text_config.hidden_size
-        pruner.untrained(*widths, pruner.count(visual_tokens))
+        pruner.untrained(
+            _width(config.vision_config), config.text_config.hidden_size, pruner.count(visual_tokens)
+        )
 
 
 class _Asked:
     def __init__(self, config, pruner, grid, text_before, text_after, raters):
         self.config, self.pruner = config, pruner
+        self.has_cls = config.model_type in WITH_CLS
         self.full, self.text, self.after, self.raters = grid, text_before + text_after, text_after, raters
         self.llm, self.vision = config.text_config, config.vision_config
         self.head_dim = (
@@ -110,44 +110,57 @@ class _Asked:
 
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad(), FlopCounterMode(display=False) as meter:
-            grid, n, projected = self._before(generator)
+            grid, n, projected, taps = self._before(generator)
             counts, rows = self._inside(n, generator)
         own, odd = divmod(meter.get_total_flops(), 2)
         if odd:
             raise ArithmeticError(f"torch counted an odd number of FLOPs for {self.pruner.name}")
-        return tuple(counts), grid, projected, own + rows
+        return tuple(counts), grid, projected, own + taps + rows
 
-    def _before(self, generator) -> tuple[tuple[int, int], int, int]:
-        """(grid that the tower sees, visual tokens entering the LLM, visual tokens through the projector)."""
+    def _before(self, generator) -> tuple[tuple[int, int], int, int, int]:
+        """(grid that the tower sees, visual tokens entering the LLM, visual tokens through the projector, MAC
+        of attention that the engine computes for the method)."""
         grid = self.pruner.image_grid(self.full) if self.pruner.acts else self.full
         patches = grid[0] * grid[1]
         if not self.pruner.selects:
-            return grid, patches, patches
-        width, projected = self._width(), 0
+            return grid, patches, patches, 0
+        width, projected = _width(self.vision), 0
 
         def project(features: Tensor) -> Tensor:
             nonlocal projected
             projected += features.shape[:-1].numel()
             return _random(generator, *features.shape[:-1], self.llm.hidden_size)
 
-        signals = {
-            s: _random(generator, 1 if s.kind == "cls_query" else 1 + patches, width)
-            for s in self.pruner.signals
-        }
+        wanted = self.pruner.reads(self.has_cls)
+        signals = {s: self._signal(s, patches, generator) for s in wanted}
         pixels = _random(generator, 3, *(14 * n for n in grid))
         text = _random(generator, self.text, self.llm.hidden_size) if self.pruner.reads_text else None
         heads = getattr(self.vision, "num_attention_heads", None) or self.vision.num_heads
-        image = ImageView(_random(generator, 1 + patches, width), grid, heads, pixels, project, signals, text)
+        offered = patches + self.has_cls + self.pruner.text_before(self.has_cls)
+        hidden = _random(generator, offered, width)
+        image = ImageView(hidden, grid, heads, pixels, project, signals, text, self.has_cls)
         (answer,) = self.pruner.select_all([image])
         n = len(answer.kept)
-        if self.config.model_type not in WITH_CLS:
-            # the merger is part of the tower's forward pass: it has run on all tokens
-            return grid, n, patches
-        return grid, n, projected + (0 if answer.projected else n)
+        if self.has_cls:
+            return grid, n, projected + (0 if answer.projected else n), 0
+        # the merger is part of the tower's forward pass: it has run on all tokens
+        taps = sum(self._received_macs(s.layer, patches) for s in wanted if s.kind == "received")
+        return grid, n, patches, taps
 
-    def _width(self) -> int:
-        merged = getattr(self.vision, "spatial_merge_size", 1) ** 2
-        return self.vision.hidden_size * merged
+    def _signal(self, signal: Signal, patches: int, generator) -> Tensor:
+        if signal.kind == "received":
+            return _random(generator, patches).softmax(-1)
+        if signal.kind == "order":
+            return torch.randperm(patches, generator=generator)
+        rows = 1 if signal.kind == "cls_query" else patches + self.has_cls
+        return _random(generator, rows, self.vision.hidden_size)
+
+    def _received_macs(self, layer: int, tokens: int) -> int:
+        """backbones.window_tower: the queries of all patches times the keys, in a layer that sees the whole
+        image (attention that a windowed layer gives is not planned for)."""
+        if layer % self.vision.depth not in self.vision.fullatt_block_indexes:
+            raise UserError(f"{self.pruner.name} reads attention of layer {layer}, which sees windows only")
+        return (tokens * self.vision.spatial_merge_size**2) ** 2 * self.vision.hidden_size
 
     def _inside(self, n: int, generator) -> tuple[list[int], int]:
         """(visual tokens entering each layer, MAC of the rows of attention that the stages read)."""
@@ -168,7 +181,7 @@ class _Asked:
                     macs += self._row_macs(rows, n + self.text, stage.attention == "own")
                     attention = _random(generator, self.llm.num_attention_heads, rows, n).softmax(-1)
                 hidden = _random(generator, n, width)
-                view = StageView(attention, torch.arange(n), total, 1, hidden, torch.arange(n))
+                view = StageView(attention, torch.arange(n), total, 1, hidden, torch.arange(n), stage.count)
                 answer: Selection = stage.select(view)
                 n = len(answer.kept)
             counts.append(n)
@@ -188,6 +201,11 @@ class _Asked:
         query = self.llm.num_attention_heads * self.head_dim
         keys = self.llm.num_key_value_heads * self.head_dim * width * columns if own else 0
         return rows * (width * query + columns * query) + keys
+
+
+def _width(vision) -> int:
+    """Of the features: behind the merger where the tower has one."""
+    return getattr(vision, "out_hidden_size", vision.hidden_size)
 
 
 def _random(generator, *shape: int) -> Tensor:

@@ -63,7 +63,7 @@ class Session:
         self.left_out: list[str] = []
         self.unavailable: list[str] = []
         for budget in self.config.budgets:
-            registry.build("vanilla", budget).count(tokens)  # a budget that no method can have is bad input
+            registry.build("vanilla", budget).check_budget(tokens)  # what no method can have is bad input
             for spec in specs:
                 method = method_at(spec, budget, self.config.seed)
                 pruner = self.pruner(method)

@@ -19,8 +19,9 @@ MAX_ASPECT = 2
 class Downsample(Pruner):
     """Control: the image shrunk until it has b patches (or the nearest number below that makes a raster).
 
-    The vision tower is unchanged; its position embeddings are interpolated to the smaller raster (CLIP's own
-    `interpolate_pos_encoding`). Saves in the tower too, unlike every pruning method.
+    The vision tower is unchanged; CLIP's position embeddings are interpolated to the smaller raster (its own
+    `interpolate_pos_encoding`), Qwen2.5-VL's takes images of any size, and everything, M-RoPE positions too,
+    is as if the image had been that small. Saves in the tower too, unlike every pruning method.
     """
 
     name: ClassVar[str] = "downsample"

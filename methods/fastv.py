@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from harness.errors import UserError
-from methods.base import Pruner, Selection, Stage
+from methods.base import Pruner, Selection, Stage, StageView
 from methods.registry import register
 
 
@@ -25,7 +25,8 @@ class FastV(Pruner):
     Released code followed (pkunlp-icler/FastV d165972): last query row only (the paper speaks of the
     attention received from all tokens), mean over heads, raster order and original positions kept, the choice
     made in prefill stays in decode (their "static" cache). Deviations: scores in float32; every sample of a
-    batch is ranked by its own row (theirs ranks all by the first).
+    batch is ranked by its own row (theirs ranks all by the first); several images of a prompt are ranked
+    together.
     """
 
     name: ClassVar[str] = "fastv"
@@ -38,27 +39,41 @@ class FastV(Pruner):
         return self.budget is not None or self.kept is not None
 
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:
-        n = self.tokens_after_cut(visual_tokens, layers)
-        return [Stage(self.k, lambda sample: Selection(most_attended(sample.attention, n * sample.images)))]
+        return [Stage(self.k, drop_least_attended, count=self.tokens_after_cut(visual_tokens, layers))]
 
     def tokens_after_cut(self, visual_tokens: int, layers: int) -> int:
-        """Visual tokens of an image left after layer k. Raises UserError if the settings leave none or too
-        many."""
+        """Visual tokens of an image left after layer k, at least 1 and at most all."""
+        return min(max(self._wanted(visual_tokens, layers), 1), visual_tokens)
+
+    def validate(self, visual_tokens: int, layers: int) -> None:
+        if not self.acts:
+            return
         if not 1 <= self.k < layers:
             raise UserError(
                 f"fastv: k={self.k} must lie between 1 and {layers - 1} for a model of {layers} layers"
             )
-        n = self.kept if self.kept is not None else self.count(visual_tokens)
-        if self.kept is None and self.schedule == "average":
-            n = round((layers * n - self.k * visual_tokens) / (layers - self.k))
-            if n < 1:
-                raise UserError(
-                    f"fastv: a mean of {self.budget} visual tokens over {layers} layers cannot be had: the "
-                    f"first {self.k} see all {visual_tokens}; use a larger budget, smaller k or schedule=kept"
-                )
+        super().validate(visual_tokens, layers)
+        n = self._wanted(visual_tokens, layers)
+        if self.kept is None and n < 1:
+            raise UserError(
+                f"fastv: a mean of {self.budget} visual tokens over {layers} layers cannot be had: the "
+                f"first {self.k} see all {visual_tokens}; use a larger budget, smaller k or schedule=kept"
+            )
         if not 1 <= n <= visual_tokens:
             raise UserError(f"fastv: kept={n} must lie between 1 and {visual_tokens}")
-        return n
+
+    def _wanted(self, visual_tokens: int, layers: int) -> int:
+        if self.kept is not None:
+            return self.kept
+        n = self.count(visual_tokens)
+        if self.schedule == "kept":
+            return n
+        return round((layers * n - self.k * visual_tokens) / (layers - self.k))
+
+
+def drop_least_attended(sample: StageView) -> Selection:
+    """Keep the stage's `count` of the visual tokens; several images of a prompt are ranked together."""
+    return Selection(most_attended(sample.attention, sample.count))
 
 
 def most_attended(attention: Tensor, n: int) -> Tensor:

@@ -1,21 +1,23 @@
 """HoloV: Don't Just Chase "Highlighted Tokens" in MLLMs: Revisiting Visual Holistic Context Retention
-(NeurIPS 2025, arXiv 2510.02912), its LLaVA version."""
+(NeurIPS 2025, arXiv 2510.02912)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from harness.errors import UserError
-from methods.base import ImageView, Pruner, Selection, Signal, cls_attention
+from methods.base import RECEIVED, ImageView, Pruner, Selection, Signal, cls_attention
 from methods.registry import register
 
 #: the features' own layer: second to last (index 22 of CLIP-L's 24), of which the attention is read
 LAYER = -2
+#: the tower's own order of tokens, which the Qwen2.5-VL release takes for the raster's
+TOWER_ORDER = Signal("order", -1)
 #: crops x budget, of 576 visual tokens (released: 16 crops for 64)
 CROPS_TIMES_BUDGET = 1024
 EPSILON = 1e-6
@@ -40,12 +42,25 @@ class HoloV(Pruner):
     order kept. Deviations: attention and similarity in float32; equal scores in raster order; crops are at
     most as many as patches, and a crop of a single patch is scored like the others (theirs a thousand times
     lower; budgets of 1 to 3 of 576 only).
+
+    Without CLS token (Qwen2.5-VL) as in the authors' code for it: the attention is what merged tokens get in
+    the tower's last layer, and every token keeps its position; a zero vector has the last one's. form:
+    `repaired` puts that attention into raster order and offers the image's tokens; `released` does neither,
+    as their code: scores stay in the tower's window order, and the slice of N tokens that is scored and
+    pruned starts one early, at `<|vision_start|>`, so that this token may be dropped and the image's last one
+    always stays (b + 1 tokens). `Trace.kept` then counts `<|vision_start|>` as token 0. With CLS the forms do
+    not differ.
     """
 
     name: ClassVar[str] = "holov"
     signals: ClassVar[tuple[Signal, ...]] = cls_attention(LAYER)
+    signals_without_cls: ClassVar[tuple[Signal, ...]] = (RECEIVED, TOWER_ORDER)
     crops: int | None = None
     alpha: float = 0.09
+    form: Literal["repaired", "released"] = "repaired"
+
+    def text_before(self, has_cls: bool) -> int:
+        return 1 if self.form == "released" and not has_cls else 0
 
     def number_of_crops(self, visual_tokens: int) -> int:
         """Raises UserError if `crops` is not 1 to the number of visual tokens."""
@@ -64,16 +79,28 @@ class HoloV(Pruner):
             self.number_of_crops(visual_tokens)
 
     def select(self, image: ImageView) -> Selection:
-        attention = image.cls_attention(LAYER)[:, 1:].mean(0)
+        if image.has_cls:
+            return self._share_out(image.cls_attention(LAYER)[:, 1:].mean(0), image.features, image.project)
+        attention, tokens = image[RECEIVED], image.features
+        if self.form == "repaired":
+            return self._share_out(attention, tokens, image.project)
+        answer = self._share_out(attention[image[TOWER_ORDER]], tokens[:-1], image.project)
+        last = answer.kept.new_tensor([len(attention)])
+        kept, places = (torch.cat([x, last]) for x in (answer.kept, answer.places))
+        return Selection(kept, torch.cat([answer.tokens, tokens[-1:]]), projected=True, places=places)
+
+    def _share_out(self, attention: Tensor, features: Tensor, project) -> Selection:
+        """attention: float32 [N] on the patches of `features` [N, d]. project: [.., d] -> [.., D]."""
         places = crop(len(attention), self.number_of_crops(len(attention))).to(attention.device)
-        projected = image.project(image.features) if self.alpha else None
+        projected = project(features) if self.alpha else None
         scores = crop_scores(attention, places, projected, self.alpha)
         budget = self.count(len(attention))
         kept = most_attended(attention, places, quotas(scores, budget))
-        tokens = image.project(image.features[kept]) if projected is None else projected[kept]
+        tokens = project(features[kept]) if projected is None else projected[kept]
         lost = budget - len(kept)
         tokens = torch.cat([tokens, tokens.new_zeros(lost, tokens.shape[1])])
-        return Selection(torch.cat([kept, kept.new_full((lost,), -1)]), tokens, projected=True)
+        kept, own = (torch.cat([kept, kept.new_full((lost,), fill)]) for fill in (-1, len(attention) - 1))
+        return Selection(kept, tokens, projected=True, places=own)
 
 
 def crop(total: int, crops: int) -> Tensor:

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from harness.errors import UserError
 from methods._depth import TOLERANCE, mean_over_layers, scaled
-from methods.base import Pruner, Selection, Stage, StageView
-from methods.fastv import most_attended
+from methods.base import Pruner, Stage
+from methods.fastv import drop_least_attended
 from methods.registry import register
 
 #: layers (of 32) that have run at each cut: the released scripts', and the authors' for low means (issue 29)
@@ -42,6 +41,7 @@ class PDrop(Pruner):
     numbered anew after every cut, so that a decoded token's position is each layer's own cache length.
     Deviations: head mean in float32 (theirs rounds to half precision); one query row and no values; batches
     with padding (theirs fail). Several images of a prompt are ranked together (theirs cuts the first only).
+    With M-RoPE (nothing is released) every token keeps its position: numbers anew would destroy the raster.
     """
 
     name: ClassVar[str] = "pdrop"
@@ -53,13 +53,12 @@ class PDrop(Pruner):
 
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:
         return [
-            Stage(layer, functools.partial(_rank_and_drop, n), attention="own", positions="renumbered")
+            Stage(layer, drop_least_attended, attention="own", positions="renumbered", count=n)
             for layer, n in self.plan(visual_tokens, layers)
         ]
 
     def plan(self, visual_tokens: int, layers: int) -> list[tuple[int, int]]:
-        """(layers that have run, tokens of an image left) at each cut. Raises UserError for a mean that the
-        schedule cannot reach."""
+        """(layers that have run, tokens of an image left) at each cut."""
         cuts = scaled(EARLY_CUTS if self.schedule == "average" else STOCK_CUTS, layers)
         budget = self.count(visual_tokens)
         if self.schedule == "kept":
@@ -72,9 +71,18 @@ class PDrop(Pruner):
             counts = tokens_left(visual_tokens, ratio, len(cuts))
         return list(zip(cuts, counts))
 
-
-def _rank_and_drop(n: int, sample: StageView) -> Selection:
-    return Selection(most_attended(sample.attention, n * sample.images))
+    def validate(self, visual_tokens: int, layers: int) -> None:
+        super().validate(visual_tokens, layers)
+        if not self.acts or self.schedule != "average":
+            return
+        budget, (cuts, counts) = self.count(visual_tokens), zip(*self.plan(visual_tokens, layers))
+        mean = mean_over_layers(cuts, [visual_tokens, *counts], layers)
+        if abs(mean - budget) > TOLERANCE * budget:
+            raise UserError(
+                f"pdrop: no ratio gives a mean of {budget} visual tokens over {layers} layers, of which the "
+                f"first {cuts[0]} see all {visual_tokens} (nearest: {mean:.1f}); use a larger budget or "
+                "schedule=kept"
+            )
 
 
 def tokens_left(visual_tokens: int, ratio: float, cuts: int) -> list[int]:
@@ -83,10 +91,8 @@ def tokens_left(visual_tokens: int, ratio: float, cuts: int) -> list[int]:
 
 
 def ratio_for_mean(budget: int, visual_tokens: int, cuts: Sequence[int], layers: int) -> float:
-    """The ratio r for which the layers' inputs hold `budget` visual tokens on average.
-
-    Raises UserError if the mean over the layers misses the budget by more than 2 % for every r.
-    """
+    """The ratio r for which the layers' inputs hold `budget` visual tokens on average, with as many decimals
+    (2 to 6) as bring that within 2 %."""
     low, high = 0.0, 1.0
     for _ in range(50):  # bisection; the mean rises with r
         middle = (low + high) / 2
@@ -100,8 +106,5 @@ def ratio_for_mean(budget: int, visual_tokens: int, cuts: Sequence[int], layers:
         counts = [visual_tokens, *tokens_left(visual_tokens, ratio, len(cuts))]
         mean = mean_over_layers(cuts, counts, layers)
         if abs(mean - budget) <= TOLERANCE * budget:
-            return ratio
-    raise UserError(
-        f"pdrop: no ratio gives a mean of {budget} visual tokens over {layers} layers, of which the first "
-        f"{cuts[0]} see all {visual_tokens} (nearest: {mean:.1f}); use a larger budget or schedule=kept"
-    )
+            break
+    return ratio

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import UserError
-from methods.base import ImageView, Pruner, Selection, Signal, cls_attention
+from methods.base import RECEIVED, RECEIVED_KEYS, ImageView, Pruner, Selection, Signal, cls_attention
 from methods.registry import register
 
 #: queries and keys of the tower's last layer, although the features are those of the one before it
@@ -37,10 +37,16 @@ class PruMerge(Pruner):
     quartiles and similarities in float32 and from the CLS row alone; each image has its own quartiles (theirs
     pool a batch); last layer of a tower of any depth (theirs is hard-coded for 24). The authors name no
     setting for a fixed budget. A budget of 1, or an image without outliers, leaves the extra token alone.
+
+    Without CLS token (Qwen2.5-VL; nothing is released, this is ours): the score is the attention a merged
+    token gets in the tower's last layer, which sums to 1 like CLS attention does; keys are that layer's,
+    rotated; merging follows the 2 x 2 merger. Every token keeps its position, hence raster order; the extra
+    token stands at the place of the token with most weight in it. A budget of all tokens merges nothing.
     """
 
     name: ClassVar[str] = "prumerge"
     signals: ClassVar[tuple[Signal, ...]] = cls_attention(LAYER)
+    signals_without_cls: ClassVar[tuple[Signal, ...]] = (RECEIVED, RECEIVED_KEYS)
     schedule: Literal["exact", "adaptive"] = "exact"
 
     @property
@@ -48,6 +54,8 @@ class PruMerge(Pruner):
         return self.budget is not None or self.schedule == "adaptive"
 
     def select(self, image: ImageView) -> Selection:
+        if not image.has_cls:
+            return self._select_by_attention_received(image)
         keys = image[Signal("keys", LAYER)]
         scores = cls_scores(image[Signal("cls_query", LAYER)], keys)
         chosen = self.choose(scores)
@@ -57,6 +65,20 @@ class PruMerge(Pruner):
             tokens = torch.cat([tokens, extra_token(image.features, scores, rest)])
         extra = chosen.new_full((len(tokens) - len(chosen),), -1)
         return Selection(torch.cat([chosen, extra]), tokens)
+
+    def _select_by_attention_received(self, image: ImageView) -> Selection:
+        scores = image[RECEIVED]
+        if self.schedule != "adaptive" and self.count(len(scores)) == len(scores):
+            return Selection(torch.arange(len(scores), device=scores.device))
+        kept = self.choose(scores)
+        rest = complement(kept, len(scores))
+        tokens, places = merge(image.features, image[RECEIVED_KEYS], scores, kept, rest), kept
+        if len(tokens) < len(scores):
+            tokens = torch.cat([tokens, extra_token(image.features, scores, rest)])
+            places = torch.cat([kept, rest[scores[rest].argmax()][None]])
+            kept = torch.cat([kept, kept.new_tensor([-1])])
+        order = places.argsort(stable=True)
+        return Selection(kept[order], tokens[order], places=places[order])
 
     def choose(self, scores: Tensor) -> Tensor:
         """The selected patches, int64 [n], in the language model's order. scores: float32 [N]."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -51,7 +52,8 @@ class SparseVLM(Pruner):
     round it away; equal peaks, the rule where there are two clusters, keep torch.topk's order); scores and
     clusters in float32; a count of all tokens cuts nothing (theirs always drops one). If no word rates above
     average all of them rate. Several images of a prompt are rated together and their survivors stand where
-    the first one was (theirs cuts the first only).
+    the first one was (theirs cuts the first only). With M-RoPE (nothing is released) every token keeps its
+    position, as in the authors' v2.0, and a recycled one has its cluster centre's.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -59,29 +61,30 @@ class SparseVLM(Pruner):
 
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:
         return [
-            Stage(layer, functools.partial(sparsify, number, keep), rows=raters, positions="renumbered")
+            Stage(layer, functools.partial(sparsify, number), rows=raters, positions="renumbered", count=keep)
             for number, (layer, keep) in enumerate(self.plan(visual_tokens, layers), start=1)
         ]
 
     def plan(self, visual_tokens: int, layers: int) -> list[tuple[int, int]]:
-        """(layers that have run, tokens of an image kept, recycled ones aside) at each cut. Raises UserError
-        for a mean that the schedule cannot reach."""
-        cuts, budget = scaled(CUTS, layers), self.count(visual_tokens)
-        if self.schedule == "table":
-            return list(zip(cuts, table_row(budget, visual_tokens)))
+        """(layers that have run, tokens of an image kept, recycled ones aside) at each cut."""
+        cuts, label = scaled(CUTS, layers), self.count(visual_tokens)
+        if self.schedule == "average":
+            rows = {n: table_row(n, visual_tokens) for n in range(1, visual_tokens + 1)}
+            label = min(rows, key=lambda n: abs(mean_of(rows[n], cuts, visual_tokens, layers) - label))
+        return list(zip(cuts, table_row(label, visual_tokens)))
 
-        def mean(label: int) -> float:
-            keeps = table_row(label, visual_tokens)
-            return mean_over_layers(cuts, [visual_tokens, *tokens_left(keeps, visual_tokens)], layers)
-
-        label = min(range(1, visual_tokens + 1), key=lambda label: abs(mean(label) - budget))
-        if abs(mean(label) - budget) > TOLERANCE * budget:
+    def validate(self, visual_tokens: int, layers: int) -> None:
+        super().validate(visual_tokens, layers)
+        if not self.acts or self.schedule != "average":
+            return
+        budget, (cuts, keeps) = self.count(visual_tokens), zip(*self.plan(visual_tokens, layers))
+        mean = mean_of(keeps, cuts, visual_tokens, layers)
+        if abs(mean - budget) > TOLERANCE * budget:
             raise UserError(
                 f"sparsevlm: a mean of {budget} visual tokens over {layers} layers cannot be had: the first "
-                f"{cuts[0]} see all {visual_tokens} (nearest: {mean(label):.1f}); use a larger budget or "
+                f"{cuts[0]} see all {visual_tokens} (nearest: {mean:.1f}); use a larger budget or "
                 "schedule=table"
             )
-        return list(zip(cuts, table_row(label, visual_tokens)))
 
 
 def table_row(budget: int, visual_tokens: int) -> list[int]:
@@ -102,7 +105,12 @@ def recycling(dropped: int) -> tuple[int, int]:
     return pool, int(pool / 10) + 1
 
 
-def tokens_left(keeps: list[int], visual_tokens: int) -> list[int]:
+def mean_of(keeps: Sequence[int], cuts: Sequence[int], visual_tokens: int, layers: int) -> float:
+    """Mean number of visual tokens over the layers' inputs, for the counts kept at each cut."""
+    return mean_over_layers(cuts, [visual_tokens, *tokens_left(keeps, visual_tokens)], layers)
+
+
+def tokens_left(keeps: Sequence[int], visual_tokens: int) -> list[int]:
     """Visual tokens after each cut, recycled ones included."""
     left, present = [], visual_tokens
     for keep in keeps:
@@ -124,23 +132,25 @@ def raters(prompt: PromptView) -> Tensor:
     return chosen if len(chosen) else offsets
 
 
-def sparsify(cut: int, keep: int, sample: StageView) -> Selection:
-    """One cut: the best rated tokens in their order, then the clusters of the best of the others."""
+def sparsify(cut: int, sample: StageView) -> Selection:
+    """Cut number `cut`: the best rated tokens in their order, then the clusters of the best of the others."""
     scores = sample.attention.mean((0, 1))
-    keep = min(keep * sample.images, len(scores))
+    keep = min(sample.count, len(scores))
     pool_size, clusters = recycling(len(scores) - keep)
     order = scores.argsort(descending=True, stable=True)
     chosen, pool = order[:keep].sort().values, order[keep : keep + pool_size]
     if not clusters:
         return Selection(chosen)
     hidden = sample.hidden
-    merged = cluster_means(hidden[pool].float(), clusters).to(hidden.dtype)
+    merged, centres = cluster_means(hidden[pool].float(), clusters)
     made = -(1000 * cut + torch.arange(clusters, device=chosen.device))
-    return Selection(torch.cat([chosen, made]), torch.cat([hidden[chosen], merged]))
+    tokens = torch.cat([hidden[chosen], merged.to(hidden.dtype)])
+    return Selection(torch.cat([chosen, made]), tokens, places=torch.cat([chosen, pool[centres]]))
 
 
-def cluster_means(tokens: Tensor, n: int) -> Tensor:
-    """Recycle m tokens [m, D] as the means of n clusters [n, D], by falling density peak (section 3.3).
+def cluster_means(tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Recycle m tokens [m, D] as the means of n clusters [n, D], by falling density peak (section 3.3), and
+    which token is the centre of each, int64 [n].
 
     DPC-KNN of TCFormer: a token's density falls with its distance to its n nearest (itself one of them); its
     peak is density times distance to the nearest token of higher density. The n highest peaks are centres,
@@ -157,4 +167,4 @@ def cluster_means(tokens: Tensor, n: int) -> Tensor:
     cluster[centres] = torch.arange(n, device=tokens.device)
     sums = tokens.new_zeros(n, width).index_add_(0, cluster, tokens)
     sizes = tokens.new_zeros(n).index_add_(0, cluster, tokens.new_ones(m))
-    return sums / (sizes[:, None] + 1e-6)
+    return sums / (sizes[:, None] + 1e-6), centres

@@ -36,3 +36,19 @@ def backbone(tiny_checkpoint):
     import backbones
 
     return backbones.load(str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen_checkpoint(tmp_path_factory) -> Path:
+    """Folder of a random Qwen2.5-VL checkpoint; images of 4 to 48 visual tokens, 6 layers."""
+    from tiny_qwen import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-qwen")
+
+
+@pytest.fixture(scope="session")
+def qwen(tiny_qwen_checkpoint):
+    """The tiny Qwen2.5-VL checkpoint, loaded as the harness loads backbones."""
+    import backbones
+
+    return backbones.load(str(tiny_qwen_checkpoint))

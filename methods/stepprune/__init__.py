@@ -93,12 +93,24 @@ class StepPrune(Pruner):
                 f"stepprune --backbone {backbone} --target-tokens N --out FILE, then use "
                 "stepprune:checkpoint=FILE"
             )
+        vision, text_width = model.config.vision_config, model.config.get_text_config().hidden_size
+        width = getattr(vision, "out_hidden_size", vision.hidden_size)  # a merger is part of the tower
         for candidate in candidates:
-            candidate.check(
-                model.config.vision_config.hidden_size, model.config.get_text_config().hidden_size
+            candidate.check(width, text_width)
+        return checkpoints.best_for(self._mean_wanted(model, candidates), candidates)
+
+    def _mean_wanted(self, model: torch.nn.Module, candidates: Sequence[checkpoints.Checkpoint]) -> float:
+        """The budget as a mean number of tokens. Raises UserError for a share of nobody knows what."""
+        known = [getattr(model.config, "image_seq_length", None), *(c.visual_tokens for c in candidates)]
+        visual_tokens = next(filter(None, known), None)
+        if visual_tokens is not None:
+            return self.count(round(visual_tokens))
+        if isinstance(self.budget, float):
+            raise UserError(
+                f"stepprune: budget {self.budget} is a share of images whose sizes differ, and no checkpoint "
+                "says what it was calibrated on; give the mean number of tokens instead"
             )
-        visual_tokens = model.config.image_seq_length
-        return checkpoints.best_for(self.count(visual_tokens), candidates)
+        return self.budget
 
     def select_all(self, images: Sequence[ImageView]) -> list[Selection]:
         visual, visual_valid = padded([image.features for image in images])  # V

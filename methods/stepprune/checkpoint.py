@@ -27,7 +27,7 @@ class Checkpoint:
 
     config: of the policy. backbone: name it was trained on. calibration: pairs (mean K, stop bias), ascending
     in K. tokens: mean K on held-out data as it was trained, None if that was not measured. training: how it
-    was made, for the record.
+    was made, for the record. visual_tokens: mean of an image's in that data, where images differ in it.
     """
 
     path: Path
@@ -36,6 +36,7 @@ class Checkpoint:
     tokens: float | None = None
     calibration: list[tuple[float, float]] = field(default_factory=list)
     training: dict[str, object] = field(default_factory=dict)
+    visual_tokens: float | None = None
 
     def bias_for(self, tokens: float) -> float:
         """The stop bias for a mean of so many tokens, linear between calibrated means.

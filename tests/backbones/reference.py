@@ -83,6 +83,7 @@ class Reference:
                     1,
                     h[:n],
                     found[-1] if found else visual,
+                    s.count,
                 )
                 columns = found[-1] if found else visual
                 answer = s.select(view)

@@ -76,14 +76,6 @@ def test_a_method_that_does_not_suit_the_shape_says_so(backbone, around):
         plan.make(backbone.model.config, registry.build("fastv", budget=65), GRID, *around)
 
 
-def test_methods_that_need_a_cls_token_are_refused_without_one(backbone, around):
-    from harness import shapes
-
-    config = shapes.load("qwen2.5-vl-7b").config
-    with pytest.raises(UserError, match="CLS"):
-        plan.make(config, registry.build("visionzip", budget=64), (24, 24), 15, 47)
-
-
 def test_the_random_tensors_are_as_wide_as_the_model(backbone, around):
     seen = {}
 

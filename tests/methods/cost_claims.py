@@ -136,7 +136,9 @@ def counts(spec: str, budget: int, layers: int, grid: tuple[int, int] = (24, 24)
     for stage in pruner.stages(total, layers) if pruner.acts else ():
         attention = torch.rand(2, 3 if stage.rows else 1, left, generator=generator)
         hidden = torch.randn(left, 8, generator=generator)
-        sample = StageView(attention, torch.arange(left), entering, 1, hidden, torch.arange(left))
+        sample = StageView(
+            attention, torch.arange(left), entering, 1, hidden, torch.arange(left), stage.count
+        )
         left = len(stage.select(sample).kept)
         cuts.append((stage.layer, left))
     return Counts(entering, tuple(cuts), layers)

@@ -181,7 +181,7 @@ def test_unknown_labels_and_methods_disagree(folder, capsys):
     shutil.copytree(folder / "fastv", folder / "newmethod")
     assert parity.main(folder) == 1
     out = capsys.readouterr().out
-    assert "64x: unknown label" in out and "newmethod    no method of this name" in out
+    assert "64x: unknown label" in out and "newmethod      no method of this name" in out
 
 
 def test_folders_that_are_wrong(folder, tmp_path):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from backbones.recorded import load_recorded
 from harness import parity
 from harness.errors import UserError
 from methods._depth import mean_over_layers, scaled
@@ -111,12 +111,11 @@ def test_impossible_budgets(method, budget):
 @pytest.mark.parametrize("schedule", ["average", "table"])
 def test_measured_tokens_are_the_planned_ones(schedule):
     """A run says what the schedule says, layer by layer, on a model of 12 layers too."""
-    model = load_recorded(GOLDEN / "model")
+    model, samples = parity._load(GOLDEN)
     language = model.model.language_model
     language.layers = language.layers[:12]
     language.config.num_hidden_layers = 12
-    samples = parity.load_inputs(GOLDEN)
-    batch = parity.left_padded([samples[0], samples[1]], model.config.image_token_id, 576)
+    batch = parity.left_padded([samples[0], samples[1]], model.config.image_token_id)
     pruner = PDrop(budget=64) if schedule == "average" else SparseVLM(budget=64)
     with torch.inference_mode(), pruner(model) as trace:
         model(**batch)
@@ -165,7 +164,9 @@ def test_recycled_tokens_are_cluster_means(m, n):
     clusters = density_peaks(points.double().tolist(), n)
     assert sorted(a for c in clusters for a in c) == list(range(m))
     expected = torch.stack([points[c].mean(0) for c in clusters])
-    torch.testing.assert_close(cluster_means(points, n), expected, atol=1e-5, rtol=1e-5)
+    means, centres = cluster_means(points, n)
+    torch.testing.assert_close(means, expected, atol=1e-5, rtol=1e-5)
+    assert all(int(centre) in cluster for centre, cluster in zip(centres, clusters))
 
 
 def test_recycled_tokens_are_the_released_ones():
@@ -174,18 +175,19 @@ def test_recycled_tokens_are_the_released_ones():
     assert len(pools) == 12
     for key in pools:
         merged = recorded[key.replace("cluster_in", "merged")]
-        torch.testing.assert_close(cluster_means(recorded[key], len(merged)), merged, atol=1e-5, rtol=0)
+        torch.testing.assert_close(cluster_means(recorded[key], len(merged))[0], merged, atol=1e-5, rtol=0)
 
 
 def test_sparsify_keeps_order_and_recycles_the_best_of_the_rest():
     generator = torch.Generator().manual_seed(1)
     attention, hidden = torch.rand(2, 3, 30, generator=generator), torch.randn(35, 4, generator=generator)
     columns = torch.arange(2, 32)
-    view = StageView(attention, torch.arange(30), 30, 1, hidden, columns)
-    answer = sparsify(2, 10, view)
+    view = StageView(attention, torch.arange(30), 30, 1, hidden, columns, count=10)
+    answer = sparsify(2, view)
     order = attention.mean(0).mean(0).argsort(descending=True)
     kept = sorted(order[:10].tolist())
     assert answer.kept.tolist() == [*kept, -2000]  # 20 dropped: 7 recycled into one
     assert torch.equal(answer.tokens[:10], hidden[columns][kept])
     torch.testing.assert_close(answer.tokens[10], hidden[columns][order[10:17]].mean(0))
-    assert sparsify(1, 30, view).kept.tolist() == list(range(30))
+    assert answer.places[:10].tolist() == kept and int(answer.places[10]) in order[10:17].tolist()
+    assert sparsify(1, replace(view, count=30)).kept.tolist() == list(range(30))

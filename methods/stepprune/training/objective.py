@@ -62,7 +62,9 @@ class FrozenModel:
     def features(self, pixels: Tensor) -> Tensor:
         """[I, 3, h, w] -> V of each image, [I, N, d]."""
         feature = self.adapter.feature
-        return self.adapter.see(pixels, {feature})[feature][:, 1:]
+        images = self.adapter.images({"pixel_values": pixels})
+        seen = self.adapter.see(images, range(len(images)), images.grids, {feature})
+        return torch.stack([own[feature][1:] for own in seen])
 
     @torch.no_grad()
     def words(self, batch: Batch) -> tuple[Tensor, Tensor]:
