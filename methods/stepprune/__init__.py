@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.batch import padded
 from methods.stepprune.fast import Decoder
 from methods.stepprune.gate import LocalDenoiser
-from methods.stepprune.policy import Policy, PolicyConfig
+from methods.stepprune.policy import Policy, PolicyConfig, step_codes
 
 
 @register
@@ -75,8 +76,7 @@ class StepPrune(Pruner):
         image (for costs)."""
         config = PolicyConfig(width, text_width, max_steps=tokens, min_tokens=tokens)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self._random = Policy(config).eval(), LocalDenoiser(width).eval()
+            self._random = _random(config), LocalDenoiser(width).eval()
         self._ready = None
         self._take(*self._random, stop_bias=0.0)
 
@@ -121,3 +121,21 @@ class StepPrune(Pruner):
         if not self.denoise:
             return [Selection(k) for k in kept]
         return [Selection(k, self._denoiser(image.features[k])) for k, image in zip(kept, images)]
+
+
+def _random(config: PolicyConfig) -> Policy:
+    """A policy with random weights, the same for the same widths."""
+    with torch.device("meta"):
+        policy = Policy(config)
+    policy = policy.to_empty(device="cpu")
+    policy.load_state_dict(_random_weights(config.width, config.text_width))
+    policy.step_codes.copy_(step_codes(config.max_steps, config.width))
+    return policy.eval()
+
+
+@functools.lru_cache(maxsize=1)
+def _random_weights(width: int, text_width: int) -> dict[str, torch.Tensor]:
+    """Kept, because at real widths drawing them takes longer than a selection does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Policy(PolicyConfig(width, text_width)).state_dict()
