@@ -250,7 +250,7 @@ def _estimate_only(request: Request) -> dict:
     specs = ["vanilla", *(s for s in (request.methods if named else registry.available()) if s != "vanilla")]
     methods, left_out = [], []
     for budget in request.budgets:
-        registry.build("vanilla", budget).count(shape.visual_tokens)
+        registry.build("vanilla", budget).check_budget(shape.visual_tokens)
         for spec in specs:
             method = method_at(spec, budget, request.seed)
             try:
