@@ -434,9 +434,9 @@ def _load_source(model: Path, inputs: Path, qwen: bool):
     """(model, inputs by number). Raises UserError if a file is missing or incomplete."""
     from backbones import recorded
 
+    loaded = recorded.load_recorded_qwen(model) if qwen else recorded.load_recorded(model)
     tensors = _load_file(inputs)
     numbers = [int(key.split(".")[1]) for key in tensors if re.fullmatch(r"pixel_values\.\d+", key)]
-    loaded = recorded.load_recorded_qwen(model) if qwen else recorded.load_recorded(model)
     sample = _qwen_sample if qwen else _llava_sample
     try:
         return loaded, {i: sample(tensors, i, loaded.config) for i in numbers}
