@@ -60,6 +60,8 @@ def load_recorded_qwen(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
 
     Generation ignores the end-of-sequence token. Raises UserError if the files are missing or do not fit.
     """
+    if not folder.is_dir():  # transformers would take the path for a name on the hub
+        raise UserError(f"no recorded model in {folder}: no such folder")
     try:
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True

@@ -98,7 +98,7 @@ def test_command_finds_them(tmp_path, capsys):
     save_file(few, path)
     assert parity.main(tmp_path, ["visionzip"]) == 1
     shutil.copy(GOLDEN / "holov/qwen_vectors.safetensors", tmp_path / "visionzip/qwen_vectors.safetensors")
-    with pytest.raises(UserError, match="qwen_inputs"):
+    with pytest.raises(UserError, match="qwen_model: no such folder"):
         parity.main(tmp_path)
     weights = tmp_path / "visionzip/qwen/model.safetensors"
     save_file({k: v for k, v in load_file(weights).items() if "lm_head" not in k}, weights)
