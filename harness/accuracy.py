@@ -128,7 +128,11 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents) -> dic
             "answers_from_journal": len(found) - seat.computed,
             "batch_size": config.batch_size,
         },
-        "documents": {"row": documents.numbers, "score": result.documents},
+        "documents": {
+            "row": documents.numbers,
+            "score": result.documents,
+            "kept": [a.visual_tokens[-1] for a in found],
+        },
         "units": {
             "cluster": list(result.units.keys),
             "stratum": [str(s) for s in result.units.strata],

@@ -64,6 +64,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser("check", help="published numbers and our own under watch; exit code 1: one fails")
     )
 
+    adaptive = commands.add_parser(
+        "adaptive", help="what a method that chooses its own number of tokens spends them on (Fig. 4)"
+    )
+    adaptive.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="a run with the method's cells")
+    adaptive.add_argument("--method", default="stepprune", metavar="SPEC", help="(default stepprune)")
+    adaptive.add_argument("--data", type=Path, metavar="DIR", help="as in run")
+    adaptive.add_argument("--out", type=Path, metavar="DIR", help="for the report (default: the run)")
+
+    overlay = commands.add_parser("overlay", help="draw what methods keep of an image, over the image")
+    overlay.add_argument("--backbone", default="pocket-llava", metavar="NAME", help="as in run")
+    overlay.add_argument("--methods", default="stepprune,visionzip,fastv", metavar="LIST", help="as in run")
+    overlay.add_argument("--budget", default="64", metavar="N", help="as in run (default 64)")
+    overlay.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="(default: two drawn scenes)",
+    )
+    overlay.add_argument("--question", metavar="TEXT", help="asked about every image")
+    overlay.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
+    overlay.add_argument(
+        "--out", type=Path, default=Path("overlay.png"), metavar="FILE", help="(default overlay.png)"
+    )
+
     from harness import latency_cli, learned
 
     others = latency_cli.add_commands(commands) | learned.add_commands(commands)
@@ -126,6 +152,22 @@ def _parity(options: argparse.Namespace) -> int:
     return parity.main(options.golden)
 
 
+def _adaptive(options: argparse.Namespace) -> int:
+    from harness import adaptive
+
+    return adaptive.run(options.folder, options.method, options.data, options.out)
+
+
+def _overlay(options: argparse.Namespace) -> int:
+    from harness import overlay
+    from harness.config import parse_budget
+
+    methods, budget = split_specs(options.methods), parse_budget(options.budget)
+    return overlay.run(
+        options.backbone, methods, budget, options.out, options.images, options.question, options.device
+    )
+
+
 def _sweep_bench(options: argparse.Namespace) -> int:
     from harness import sweep_bench
 
@@ -145,6 +187,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "parity": _parity,
     "sweep-bench": _sweep_bench,
+    "adaptive": _adaptive,
+    "overlay": _overlay,
     "flops": _flops,
     "check": _check,
 }

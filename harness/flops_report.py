@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,8 +25,6 @@ from methods import registry
 Budget = int | float
 #: text tokens at which the paper's vanilla row follows: 35 of the template, about 27 of a question
 TEXT_TOKENS = 62
-#: Table 3's rows are about this backbone
-TABLE3_BACKBONE = "llava-1.5-7b"
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class Counter:
     def visual_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    @functools.cache  # noqa: B019  one counter a report
     def count(self, spec: str, budget: Budget | None) -> Count:
         """Raises UserError for a method that does not suit the shape, and whatever the method raises."""
         pruner = registry.build(spec, budget=None if spec == "vanilla" else budget)
@@ -135,8 +135,8 @@ def run(
         say(_render(rows))
         for spec, reason in skipped:
             say(f"\n{spec} is left out: {reason}")
-    if shape.name == TABLE3_BACKBONE:
-        say("\n" + table3(text_tokens))
+    for table in published_tables(counter):
+        say("\n" + table)
     problems = counter.counters.disagreements
     number = counter.counters.checked
     say(
@@ -216,13 +216,15 @@ def _render(rows: Sequence[dict]) -> str:
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, colalign=align)
 
 
-def table3(text_tokens: int) -> str:
-    """The paper's Table 3 beside our count of its rows as labelled, and of the plan that explains them."""
+def published_tables(counter: Counter) -> list[str]:
+    """The paper's tables of this shape's FLOPs (Table 3), beside our count of their rows as labelled, and of
+    the plan that explains them."""
     from harness import published
 
-    lines = []
+    found = []
     for table in published.load().efficiency.values():
-        counter = Counter(shapes.load(table.backbone), text_tokens)
+        if table.backbone != counter.shape.name:
+            continue
         rows = []
         for row in table.rows:
             count = counter.count(row.plan, row.tokens)
@@ -238,6 +240,6 @@ def table3(text_tokens: int) -> str:
                 }
             )
         notes = [f"- {row.method}: {row.note}." for row in table.rows if row.note]
-        title = f"## {table.place} of the paper, TFLOPs, {text_tokens} text tokens"
-        lines.append("\n".join([title, "", _render(rows), "", *notes]))
-    return "\n\n".join(lines)
+        title = f"## {table.place} of the paper, TFLOPs, {counter.text} text tokens"
+        found.append("\n".join([title, "", _render(rows), "", *notes]))
+    return found

@@ -59,10 +59,20 @@ class Documents:
         """
         if "images" in self.paths:
             return [str(i) for i in self.rows["imageId"]]
+        return [hashlib.sha256(r["bytes"]).hexdigest()[:16] for r in self._stored()]
+
+    @property
+    def image_names(self) -> list[str]:
+        """The name each document's image has in the file (GQA: its imageId)."""
+        if "images" in self.paths:
+            return self.image_ids
+        return [str(r["path"]) for r in self._stored()]
+
+    def _stored(self) -> list[dict]:
+        """The images as they are stored: {"bytes", "path"}."""
         import datasets
 
-        raw = self.rows.cast_column("image", datasets.Image(decode=False))["image"]
-        return [hashlib.sha256(r["bytes"]).hexdigest()[:16] for r in raw]
+        return self.rows.cast_column("image", datasets.Image(decode=False))["image"]
 
 
 def _read(path: Path):

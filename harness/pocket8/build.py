@@ -68,6 +68,17 @@ def _png(scene: Scene, name: str) -> dict[str, object]:
     return {"bytes": data.getvalue(), "path": f"{name}.png"}
 
 
+def image_name(task: str, split: str, index: int) -> str:
+    """Name of a task's image, as its file has it (`scene_of` is the way back)."""
+    return f"{task}-{split}-{index:05d}"
+
+
+def scene_of(name: str) -> Scene:
+    """What is drawn on the image of that name (with or without .png). Raises ValueError for another name."""
+    task, split, index = name.removesuffix(".png").split("-")
+    return sample_scene(split, SEED + documents.TASKS.index(task), int(index))
+
+
 def _groups(task: str, split: str, wanted: int):
     """Yields (image name, scene, rows of one question) until `wanted` questions were made."""
     stream = documents.TASKS.index(task)
@@ -84,7 +95,7 @@ def _groups(task: str, split: str, wanted: int):
             else:
                 rows = documents.MAKERS[task](scene, rng)
             if rows and made < wanted:
-                yield f"{task}-{split}-{index:05d}", scene, rows
+                yield image_name(task, split, index), scene, rows
                 made += 1
         index += 1
 

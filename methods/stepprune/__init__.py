@@ -32,7 +32,8 @@ class StepPrune(Pruner):
     where the sequence has its full length (open in the paper), or are `renumbered`. denoise: survivors pass
     the trained denoiser too (off, as in the paper).
 
-    `Trace.kept`: ascending, the spatial order of Sec. 3.1.
+    `Trace.kept`: ascending, the spatial order of Sec. 3.1. `orders`: of each image of the latest call, the
+    same tokens in the order in which they were chosen, int64 [K] (to look at).
     """
 
     name: ClassVar[str] = "stepprune"
@@ -118,6 +119,7 @@ class StepPrune(Pruner):
         memory = self._policy.remember(visual, text, visual_valid, text_valid)  # M = [H ; s_stop]
         choices = self._decode(memory)  # i_1, i_2, ... until the stop action
         kept = choices.kept()  # S, in spatial order
+        self.orders = [row[: len(k)] for row, k in zip(choices.order, kept)]
         if not self.denoise:
             return [Selection(k) for k in kept]
         return [Selection(k, self._denoiser(image.features[k])) for k, image in zip(kept, images)]

@@ -1,13 +1,16 @@
 """The parquet files: columns of the hub's data sets, whole MME pairs and MMBench rotations, one draw."""
 
+import io
 from collections import Counter
 
 import pyarrow.parquet as parquet
 import pytest
+from PIL import Image
 
 from harness.lmms_tasks import Documents
 from harness.lmms_tasks import build as build_task
 from harness.pocket8 import build, documents
+from harness.pocket8.scenes import render
 from harness.tasks import BENCHMARKS
 
 COLUMNS = {
@@ -87,3 +90,18 @@ def _credit(score, doc) -> float:
     if isinstance(score, dict):
         return score["score"] if "score" in score else float(score["prediction"] == doc["answer"])
     return score
+
+
+@pytest.mark.parametrize("task", ["pope", "mmbench_cn", "gqa"])
+def test_an_images_name_leads_to_its_scene(root, task):
+    found = Documents(BENCHMARKS[task], root, "eval")
+    pixels = found.rows[3]["image"] if task != "gqa" else None
+    scene = build.scene_of(found.image_names[3])
+    if pixels is None:
+        images = {r["id"]: r["image"]["bytes"] for r in _images(root)}
+        pixels = Image.open(io.BytesIO(images[found.image_names[3]]))
+    assert list(pixels.convert("RGB").getdata()) == list(render(scene).getdata())
+
+
+def _images(root):
+    return parquet.read_table(root / "gqa/eval_images.parquet").to_pylist()
