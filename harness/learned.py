@@ -96,6 +96,9 @@ def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool
     what.add_argument("--slots", type=int, help="places of an image that the LLM reads (default: all)")
     what.add_argument("--chain", type=int, default=1, help="straight-through links followed; -1: all")
     how = parser.add_argument_group("how")
+    how.add_argument(
+        "--start-from", type=Path, metavar="FILE", help="go on from this checkpoint's weights (ours)"
+    )
     how.add_argument("--steps", type=int, default=steps, help=f"(default {steps})")
     how.add_argument("--batch-size", type=int, default=16, help="questions a process and micro-step")
     how.add_argument("--accumulate", type=int, default=1, help="micro-steps a step")

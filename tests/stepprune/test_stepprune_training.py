@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -28,6 +29,8 @@ from methods.stepprune.training.train import (
     TrainOptions,
     initialise,
     learning_rate,
+    new_objective,
+    start_at,
     text_gate,
     train,
 )
@@ -58,7 +61,8 @@ def make(frozen, batch=None, tokens=8, **settings) -> Objective:
     torch.manual_seed(0)
     policy = Policy(PolicyConfig(frozen.width, frozen.text_width, heads=4, max_steps=20))
     if batch is not None:
-        initialise(policy, frozen, batch, tokens)
+        initialise(policy, frozen, batch)
+        start_at(policy, frozen, batch, tokens)
     return Objective(policy, LocalDenoiser(frozen.width), frozen, ObjectiveConfig(0.95, **settings))
 
 
@@ -311,6 +315,23 @@ def test_resume_gives_the_same_curve(trained, tiny_checkpoint, tmp_path):
     assert found.bias_for(found.tokens) is not None and found.training["target_tokens"] == 8
     with pytest.raises(UserError, match="exists; give another --out"):
         train(whole)
+
+
+def test_going_on_from_a_checkpoint(trained, tiny_checkpoint, frozen, batch, tmp_path):
+    """Its weights, another length; a policy of another shape is refused."""
+    first, _ = trained
+    policy, denoiser = checkpoints.read(first.out).load()
+    onward = options(tiny_checkpoint, tmp_path / "b.safetensors", start_from=first.out, target_tokens=20)
+    made = new_objective(onward, frozen, batch)
+    for name, value in policy.named_parameters():
+        assert torch.equal(made.policy.get_parameter(name), value)
+    assert torch.equal(made.denoiser.value.weight, denoiser.value.weight)
+    margins = calibrate.collect(made.policy, frozen, [batch])
+    assert abs(float(counts(margins, 0.0).double().mean()) - 20) < 2
+    with pytest.raises(UserError, match="another shape"):
+        new_objective(replace(onward, decoder_layers=2), frozen, batch)
+    train(replace(onward, steps=1))
+    assert checkpoints.read(onward.out).training["start_from"] == "a.safetensors"
 
 
 @pytest.fixture

@@ -48,6 +48,8 @@ class TrainOptions:
     """One run. Everything is in the checkpoint's description. Values that our copy of the paper does not
     give are open and ours: nearly all of them.
 
+    start_from: a checkpoint whose weights are gone on from (ours), instead of random ones.
+
     Exactly one of target_tokens and length_weight is given. batch_size: questions a process and micro-step,
     `questions` of them on each image; accumulate: micro-steps a step.
     """
@@ -80,6 +82,7 @@ class TrainOptions:
     chain: int | None = 1
     k_from: Literal["batch", "sample"] = "sample"
     slots: int | None = None
+    start_from: Path | None = None
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
     device: str = "auto"
@@ -202,14 +205,12 @@ class LengthControl:
 
 
 @torch.no_grad()
-def initialise(policy: Policy, frozen: FrozenModel, batch: Batch, tokens: float) -> None:
+def initialise(policy: Policy, frozen: FrozenModel, batch: Batch) -> None:
     """Starting values that depend on the data (ours).
 
     Word embeddings are projected to unit scale. Pointer logits get unit variance over the tokens of an
     image, which `temperature` counts on. The stop slot starts as the mean of the rows, hence its logit
-    at the mean of theirs, from which the stop bias moves it such that the untrained policy takes `tokens` on
-    average: training can then move a working length instead of having to find one, and images start with
-    about the same.
+    at the mean of theirs.
     """
     words, valid = frozen.words(batch)
     scale = words[valid].float().square().mean().sqrt()
@@ -223,12 +224,26 @@ def initialise(policy: Policy, frozen: FrozenModel, batch: Batch, tokens: float)
     query = policy.decoder[-1].query if by_attention else policy.pointer_query
     for parameter in query.parameters():
         parameter.mul_(1 / spread)
-    margins = policy.explore(policy.remember(batch.features, words, None, valid))[1]
-    policy.stop_bias.add_(calibrate.bias_for(margins.cpu(), tokens))
+
+
+def start_at(policy: Policy, frozen: FrozenModel, batch: Batch, tokens: float) -> None:
+    """Set the stop bias such that the policy takes `tokens` on average: training can then move a working
+    length instead of having to find one, and images start with about the same (ours)."""
+    margins = calibrate.collect(policy, frozen, [batch])
+    policy.stop_bias.add_(calibrate.bias_for(margins, tokens))
+
+
+def go_on_from(path: Path, policy: Policy, denoiser: LocalDenoiser) -> None:
+    """Take the weights of a checkpoint. Raises UserError if it is not there or of another shape."""
+    found = checkpoints.read(path)
+    if replace(found.config, max_steps=policy.config.max_steps) != policy.config:
+        raise UserError(f"--start-from {path}: that policy has another shape than this run's")
+    for module, trained in zip((policy, denoiser), found.load()):
+        module.load_state_dict(trained.state_dict())
 
 
 def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> Objective:
-    """An untrained policy and denoiser for the backbone, with `initialise`d values."""
+    """Policy and denoiser for the backbone, ready to be trained."""
     n = frozen.visual_tokens
     config = PolicyConfig(
         frozen.width,
@@ -242,7 +257,11 @@ def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> O
     torch.manual_seed(options.seed)
     policy, denoiser = Policy(config), LocalDenoiser(frozen.width)
     policy.to(batch.features.device)
-    initialise(policy, frozen, batch, min(options.tokens, n / 2))
+    if options.start_from is None:
+        initialise(policy, frozen, batch)
+    else:
+        go_on_from(options.start_from, policy, denoiser)
+    start_at(policy, frozen, batch, min(options.tokens, n / 2))
     return Objective(
         policy,
         denoiser.to(batch.features.device),
@@ -411,7 +430,7 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
         for k, v in asdict(options).items()
         if k not in ("out", "resume", "stop_at", "device", "workers")
     } | {"backbone_weights": backbone.describe()["weights"], "gamma": objective.config.gamma}
-    for folder in ("data", "images"):  # a name, not a place on somebody's disk
+    for folder in ("data", "images", "start_from"):  # a name, not a place on somebody's disk
         if found.training[folder]:
             found.training[folder] = Path(found.training[folder]).name
     found.save(policy, objective.denoiser)
