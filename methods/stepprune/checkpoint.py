@@ -103,6 +103,7 @@ class Checkpoint:
         state |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
         temporary = self.path.with_suffix(".tmp")
         save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, temporary)
+        os.chmod(temporary, 0o644)  # safetensors writes for the owner alone
         os.replace(temporary, self.path)
         self.save_description()
 
