@@ -20,7 +20,7 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     train.add_argument(
         "--out", type=Path, metavar="FILE", help="checkpoint to write (default: where run_all.py finds it)"
     )
-    _training(train, steps=1500, length_required=True)
+    _training(train, steps=160, length_required=True)
     train.add_argument("--resume", action="store_true", help="go on with the run of the same --out")
     train.add_argument("--stop-at", type=int, metavar="STEP", help="pause there (schedules follow --steps)")
 
@@ -30,7 +30,7 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
         "--folder", type=Path, default=Path("results/stepprune/ablations"), metavar="DIR", help="for results"
     )
     ablate.add_argument("--ours", action="store_true", help="variants of our own too, not only the paper's")
-    _training(ablate, steps=300, length_required=False)
+    _training(ablate, steps=60, length_required=False)
 
     calibrate = commands.add_parser("calibrate", help="calibrate a checkpoint to further mean token counts")
     _method(calibrate)
@@ -84,9 +84,9 @@ def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool
     what.add_argument("--temperature", type=float, default=0.2, help="tau (default 0.2)")
     what.add_argument("--max-steps", type=int, help="K_max (default: three times the target)")
     what.add_argument("--gamma", type=float, help="decay (default: exp(-1/2 / target))")
-    what.add_argument("--sharpness", type=float, default=1.0, help="of SoftTopK at the start (default 1)")
-    what.add_argument("--final-sharpness", type=float, default=4.0, help="at the end (default 4)")
-    what.add_argument("--text-gate-until", type=float, default=0.2, help="share of steps with a rising alpha")
+    what.add_argument("--sharpness", type=float, default=0.2, help="of SoftTopK at the start (default 0.2)")
+    what.add_argument("--final-sharpness", type=float, default=0.3, help="at the end (default 0.3)")
+    what.add_argument("--text-gate-until", type=float, default=1.0, help="share of steps with a rising alpha")
     what.add_argument(
         "--k-from",
         choices=("batch", "sample"),
@@ -100,10 +100,10 @@ def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool
         "--start-from", type=Path, metavar="FILE", help="go on from this checkpoint's weights (ours)"
     )
     how.add_argument("--steps", type=int, default=steps, help=f"(default {steps})")
-    how.add_argument("--batch-size", type=int, default=16, help="questions a process and micro-step")
+    how.add_argument("--batch-size", type=int, default=32, help="questions a process and micro-step")
     how.add_argument("--accumulate", type=int, default=1, help="micro-steps a step")
     how.add_argument("--questions", type=int, default=4, help="questions on each image of a batch")
-    how.add_argument("--lr", type=float, default=5e-4)
+    how.add_argument("--lr", type=float, default=4e-4)
     how.add_argument("--denoiser-lr", type=float, default=1e-3)
     how.add_argument("--warmup", type=int, default=40, help="steps")
     how.add_argument("--weight-decay", type=float, default=0.01)

@@ -60,18 +60,19 @@ class TrainOptions:
     length_weight: float | None = None
     data: Path | None = None
     images: Path | None = None
-    steps: int = 1500
-    batch_size: int = 16
+    steps: int = 160
+    batch_size: int = 32
     accumulate: int = 1
     questions: int = 4
-    lr: float = 5e-4
+    lr: float = 4e-4
     denoiser_lr: float = 1e-3
     warmup: int = 40
     weight_decay: float = 0.01
     clip: float = 1.0
-    text_gate_until: float = 0.2
-    sharpness: float = 1.0
-    final_sharpness: float = 4.0
+    text_gate_until: float = 1.0
+    #: low, because sharp gates give the policy noise for a gradient (docs/stepprune.md)
+    sharpness: float = 0.2
+    final_sharpness: float = 0.3
     gamma: float | None = None
     aggregation: Aggregation = "full"
     causal_encoder: bool = False
