@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -293,6 +296,26 @@ def few_held_out(monkeypatch):
 def trained(tiny_checkpoint, tmp_path, few_held_out):
     options_ = options(tiny_checkpoint, tmp_path / "a.safetensors")
     return options_, train(options_)
+
+
+def test_two_processes_are_one_that_accumulates(tiny_checkpoint, tmp_path, few_held_out, new_accelerator):
+    """Data parallel on two CPU processes: what one process with two micro-steps a step gives."""
+    alone = options(tiny_checkpoint, tmp_path / "alone.safetensors", steps=2, accumulate=2)
+    train(alone)
+    together = tmp_path / "together.safetensors"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "harness", "train", "stepprune", "--backbone", str(tiny_checkpoint), "--steps", "2"]
+    command += ["--target-tokens", "8", "--batch-size", "4", "--questions", "2", "--warmup", "2"]
+    command += ["--log-every", "1", "--device", "cpu", "--out", str(together)]
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    for end in (".csv", "_k.csv"):
+        tables = [pd.read_csv(o.with_name(o.stem + end)) for o in (alone.out, together)]
+        pd.testing.assert_frame_equal(*tables, rtol=1e-4)
+    ones, others = (checkpoints.read(o).load()[0].state_dict() for o in (alone.out, together))
+    for name, value in ones.items():
+        torch.testing.assert_close(others[name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_resume_gives_the_same_curve(trained, tiny_checkpoint, tmp_path):

@@ -32,6 +32,7 @@ from methods.stepprune.training.objective import (
     FrozenModel,
     Objective,
     ObjectiveConfig,
+    Outcome,
     Step,
     compare_pathways,
 )
@@ -360,10 +361,11 @@ def train(options: TrainOptions) -> dict[str, object]:
             margins.append(outcome.margins)
             reports.append(_report(outcome))
         margins = accelerator.gather(torch.cat(margins)).cpu()
+        means = accelerator.gather(torch.stack(reports)).mean(0).tolist()
         count = counts(margins, 0.0).float()
         objective.policy.stop_bias.add_(control.update(margins))
         if main:
-            row = {k: sum(r[k] for r in reports) / len(reports) for k in reports[0]}
+            row = dict(zip(REPORTED, means))
             row |= {"count": float(count.mean()), "count_std": float(count.std())}
             row |= {"stop_bias": float(objective.policy.stop_bias)}
             row |= {"alpha": now.alpha, "sharpness": now.sharpness}
@@ -384,16 +386,15 @@ def train(options: TrainOptions) -> dict[str, object]:
     return _finish(options, backbone, frozen, objective, seconds, control)
 
 
-def _report(outcome) -> dict[str, float]:
+REPORTED = ("lm_loss", "right", "expected", "pointer_max", "gate_undecided", "steps")
+
+
+def _report(outcome: Outcome) -> Tensor:
+    """`REPORTED` of a micro-step, float32 [6]."""
     gates = outcome.gates
-    return {
-        "lm_loss": float(outcome.lm_loss),
-        "right": float(outcome.right),
-        "expected": float(outcome.expected),
-        "pointer_max": float(outcome.pointer_max),
-        "gate_undecided": float(((gates > 0.1) & (gates < 0.9)).float().mean()),
-        "steps": float(outcome.steps),
-    }
+    undecided = ((gates > 0.1) & (gates < 0.9)).float().mean()
+    values = (outcome.lm_loss, outcome.right, outcome.expected, outcome.pointer_max, undecided, outcome.steps)
+    return torch.stack([torch.as_tensor(v, dtype=torch.float32, device=gates.device) for v in values])
 
 
 def _plain(control: LengthControl) -> dict[str, float]:
