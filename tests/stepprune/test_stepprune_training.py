@@ -102,7 +102,7 @@ def test_batch_is_the_harness_prompt_and_the_answer(own, frozen, batch):
 
 def test_loss_is_the_models_own(own, frozen, batch):
     """On all tokens: what the model says with labels, over the whole batch's answers."""
-    n, before = frozen.visual_tokens, batch.before
+    n, before = batch.features.shape[1], batch.before
     image = torch.full((n,), own.model.config.image_token_id)
     losses, counts = [], []
     pixels = own.processor.image_processor(
@@ -223,7 +223,7 @@ def test_fewer_slots_keep_what_was_chosen_first(frozen, batch, slots):
     words, valid = frozen.words(batch)
     choices = objective.policy.decode(objective.policy.remember(batch.features, words, None, valid))
     assert int(choices.count.max()) > 4
-    places = objective._slots(choices, torch.Generator().manual_seed(0))
+    places = objective._slots(choices, None, torch.Generator().manual_seed(0), 64)
     assert places.shape == (4, slots)
     for row, order, n in zip(places.tolist(), choices.order.tolist(), choices.count.tolist()):
         assert row == sorted(set(row)) and set(order[: min(n, slots)]) <= set(row)

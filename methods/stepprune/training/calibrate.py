@@ -26,7 +26,7 @@ def collect(policy: Policy, frozen: FrozenModel, batches: Iterable[Batch]) -> Te
     found = []
     for batch in batches:
         words, valid = frozen.words(batch)
-        found.append(policy.explore(policy.remember(batch.features, words, None, valid))[1].cpu())
+        found.append(policy.explore(policy.remember(batch.features, words, batch.valid, valid))[1].cpu())
     return torch.cat(found)
 
 

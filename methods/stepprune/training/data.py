@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from backbones.adapter import Grid
 from backbones.backbone import Backbone
 from harness.errors import UserError
+from methods.stepprune.batch import padded
 from methods.stepprune.training.objective import IGNORE, Batch, FrozenModel
 
 
@@ -115,10 +117,9 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Samples in order of the examples, the questions of an image side by side."""
         processor, device = self.backbone.processor, self.backbone.model.device
-        pixels = processor.image_processor([e.image.convert("RGB") for e in examples], return_tensors="pt")[
-            "pixel_values"
-        ]
-        features = self.frozen.features(pixels.to(device, self.backbone.model.dtype))
+        images = processor.image_processor([e.image.convert("RGB") for e in examples], return_tensors="pt")
+        seen, grids = self.frozen.features(images)
+        features, valid = padded(seen)
         pairs = [pair for e in examples for pair in e.asked]
         sequences = [self._tokens(*pair) for pair in pairs]
         before = sequences[0][0]
@@ -133,6 +134,7 @@ class Collator:
             targets[row, question : len(ids)] = torch.tensor(ids[question:])
         counts = torch.tensor([len(e.asked) for e in examples], device=device)
         things = torch.tensor([e.things for e in examples], device=device)
+        positions = self._positions(grids, len(before), features.shape[1], length).to(device)
         return Batch(
             features.repeat_interleave(counts, 0),
             torch.tensor(before, device=device),
@@ -140,7 +142,19 @@ class Collator:
             targets.to(device),
             torch.tensor([q for _, _, q in sequences], device=device),
             things.repeat_interleave(counts),
+            positions.repeat_interleave(counts, 1),
+            None if valid is None else valid.repeat_interleave(counts, 0),
         )
+
+    def _positions(self, grids: Sequence[Grid], before: int, most: int, after: int) -> torch.Tensor:
+        """Of each image's sequence, int64 [1 or 3, images, before + most + after]; anything at the padding
+        behind smaller images."""
+        rows = []
+        for grid in grids:
+            own, end = self.frozen.positions(before, grid, after), before + grid[0] * grid[1]
+            gap = own[:, :1].expand(-1, before + most - end)
+            rows.append(torch.cat([own[:, :end], gap, own[:, end:]], 1))
+        return torch.stack(rows, 1)
 
     def _tokens(self, prompt: str, answer: str) -> tuple[list[int], list[int], int]:
         """Ids ahead of the image and behind it, and how many of the latter are the prompt's."""

@@ -5,6 +5,7 @@ scores -> SoftTopK -> noise gate -> denoiser -> projector -> LLM -> next-token l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.adapter import Grid
 from backbones.families import adapter_for
 from methods.stepprune.gate import LocalDenoiser, noise_gate
 from methods.stepprune.policy import Choices, Policy, cut_at, trimmed
@@ -29,6 +31,8 @@ class Batch:
     image, the same for all. after: int64 [B, L], ids behind it, question then answer, padded on the right.
     targets: int64 [B, L], the answer's ids at their places, IGNORE elsewhere. question: int64 [B], ids of
     `after` that belong to the prompt. things: int64 [B], the scene's true complexity, -1 if unknown.
+    positions: rotary ones of the whole sequence, int64 [1 or 3, B, P + N + L]. valid: bool [B, N], False at
+    the padding of smaller images; None: all images are of one size.
     """
 
     features: Tensor
@@ -37,6 +41,8 @@ class Batch:
     targets: Tensor
     question: Tensor
     things: Tensor
+    positions: Tensor
+    valid: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -44,7 +50,16 @@ class Batch:
     def rows(self, chosen: slice) -> Batch:
         """Some of the samples."""
         names = ("features", "after", "targets", "question", "things")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        own = {name: getattr(self, name)[chosen] for name in names}
+        valid = None if self.valid is None else self.valid[chosen]
+        return replace(self, **own, positions=self.positions[:, chosen], valid=valid)
+
+    @property
+    def visual_tokens(self) -> Tensor:
+        """Of each sample, int64 [B]."""
+        if self.valid is not None:
+            return self.valid.sum(1)
+        return torch.full((len(self),), self.features.shape[1], device=self.features.device)
 
 
 class FrozenModel:
@@ -53,18 +68,34 @@ class FrozenModel:
     def __init__(self, model: nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.adapter = adapter_for(model)
-        self.visual_tokens = self.adapter.visual_tokens
-        self.width = model.config.vision_config.hidden_size
+        vision = model.config.vision_config
+        self.width = getattr(vision, "out_hidden_size", vision.hidden_size)  # a merger is part of the tower
         self.text_width = self.adapter.text_config.hidden_size
         self._embed = model.get_input_embeddings()
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> Tensor:
-        """[I, 3, h, w] -> V of each image, [I, N, d]."""
-        feature = self.adapter.feature
-        images = self.adapter.images({"pixel_values": pixels})
-        seen = self.adapter.see(images, range(len(images)), images.grids, {feature})
-        return torch.stack([own[feature][1:] for own in seen])
+    def features(self, images: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Grid]]:
+        """V of each image, [N, d], and its rows and columns of visual tokens. images: what the model's image
+        processor makes of them."""
+        device, dtype = self._embed.weight.device, self.model.dtype
+        moved = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in images.items()}
+        feature, given = self.adapter.feature, self.adapter.images(moved)
+        seen = self.adapter.see(given, range(len(given)), given.grids, {feature})
+        first = 1 if self.adapter.has_cls else 0
+        return [own[feature][first:] for own in seen], list(given.grids)
+
+    def positions(self, before: int, grid: Grid, after: int) -> Tensor:
+        """Rotary positions of a sequence with one image, int64 [1, n], or M-RoPE's [3, n]. before, after: the
+        numbers of tokens on either side."""
+        rows, columns = grid
+        length = before + rows * columns + after
+        if self.adapter.renumbers:
+            return torch.arange(length)[None]
+        kinds = torch.zeros(1, length, dtype=torch.int32)
+        kinds[:, before : before + rows * columns] = 1
+        merge = self.model.config.vision_config.spatial_merge_size
+        shape = torch.tensor([[1, rows * merge, columns * merge]])
+        return self.adapter.inner.get_rope_index(kinds.long(), kinds, image_grid_thw=shape)[0][:, 0]
 
     @torch.no_grad()
     def words(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -87,19 +118,23 @@ class FrozenModel:
 
         tokens: [B, V, d], read through the model's own projector. places: int64 [B, V], which of the N places
         each stands in (their rotary positions), ascending; None: V = N, all. valid: bool [B, V], False at
-        padding.
+        padding; needed with `places` alone.
         """
-        rows, n = len(batch), self.visual_tokens
+        rows, n = batch.features.shape[:2]
         device = tokens.device
         visual = self.adapter.project(tokens.to(self.model.dtype))
         head, tail = self._embed(batch.before).expand(rows, -1, -1), self._embed(batch.after)
         x = torch.cat([head, visual, tail], 1)
         prefix = head.shape[1]
+        positions = batch.positions
         if places is None:
-            places = torch.arange(n, device=device).expand(rows, -1)
-        ends = torch.arange(tail.shape[1], device=device).expand(rows, -1)
-        starts = torch.arange(prefix, device=device).expand(rows, -1)
-        positions = torch.cat([starts, prefix + places, prefix + n + ends], 1)
+            valid = batch.valid
+        else:
+            columns = (prefix + places).expand(len(positions), -1, -1)
+            own = (positions[..., :prefix], positions.gather(2, columns), positions[..., prefix + n :])
+            positions = torch.cat(own, 2)
+        if len(positions) == 1:
+            positions = positions[0]
         mask = torch.ones(x.shape[:2], dtype=torch.long, device=device)
         if valid is not None:
             mask[:, prefix : prefix + valid.shape[1]] = valid
@@ -181,24 +216,25 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, step: Step) -> Outcome:
         words, valid_words = self.frozen.words(batch)
-        memory = self.policy.remember(batch.features, words, None, valid_words, step.alpha)
+        memory = self.policy.remember(batch.features, words, batch.valid, valid_words, step.alpha)
         order, margins = self.policy.explore(memory)
         choices = trimmed(cut_at(order, margins, memory.stop))
         p = self.policy.replay(memory, choices, self.config.chain)
         if self.config.held:
             p = with_held_length(p, choices, self.policy.config.temperature)
         length = expected_length(p, choices)
-        gates = self.gates(p, choices, length, step)
+        gates = self.gates(p, choices, length, step, batch.valid)
         generator = torch.Generator(gates.device).manual_seed(step.seed)
         noise = torch.randn(
             batch.features.shape, generator=generator, device=gates.device, dtype=batch.features.dtype
         )
-        tokens = self.denoiser(noise_gate(batch.features, gates, noise))
-        places = self._slots(choices, generator)
+        tokens = self.denoiser(noise_gate(batch.features, gates, noise, batch.valid))
+        places, valid = self._slots(choices, batch.valid, generator, batch.features.shape[1]), None
         if places is not None:
             tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
-        lm_loss, right = self.frozen.loss(batch, tokens, places)
-        loss = lm_loss + step.length_weight * length.mean() / self.frozen.visual_tokens
+            valid = None if batch.valid is None else batch.valid.gather(1, places)
+        lm_loss, right = self.frozen.loss(batch, tokens, places, valid)
+        loss = lm_loss + step.length_weight * (length / batch.visual_tokens).mean()
         return Outcome(
             loss,
             lm_loss.detach(),
@@ -211,21 +247,27 @@ class Objective(nn.Module):
             choices.order.shape[1],
         )
 
-    def gates(self, p: Tensor, choices: Choices, length: Tensor, step: Step) -> Tensor:
-        """s-tilde of Eq. 12, [B, N]."""
-        s = standardised(scores(p, choices, self.config.gamma, self.config.aggregation))
+    def gates(
+        self, p: Tensor, choices: Choices, length: Tensor, step: Step, valid: Tensor | None = None
+    ) -> Tensor:
+        """s-tilde of Eq. 12, [B, N]; 0 at padding."""
+        s = standardised(scores(p, choices, self.config.gamma, self.config.aggregation), valid)
         k: Tensor | float = step.mean_count
         if self.config.k_from == "sample":
             k = choices.count + (length - length.detach())
-        return soft_topk(s, k, step.sharpness)
+        return soft_topk(s, k, step.sharpness, valid)
 
-    def _slots(self, choices: Choices, generator: torch.Generator) -> Tensor | None:
-        """Places that the language model reads, int64 [B, slots]: what was chosen, in order of choice, then
-        others at random. None: all places."""
-        n, slots = self.frozen.visual_tokens, self.config.slots
+    def _slots(
+        self, choices: Choices, valid: Tensor | None, generator: torch.Generator, n: int
+    ) -> Tensor | None:
+        """Which of n places the language model reads, int64 [B, slots]: what was chosen, in order of choice,
+        then others at random, padding last. None: all places."""
+        slots = self.config.slots
         if slots is None or slots >= n:
             return None
         priority = torch.rand(len(choices.count), n + 1, generator=generator, device=choices.order.device)
+        if valid is not None:
+            priority[:, :n].masked_fill_(~valid, -1)
         steps = torch.arange(choices.order.shape[1], device=choices.order.device)
         priority = priority.scatter(1, choices.order, (n - steps).float().expand(choices.order.shape))[:, :n]
         return priority.topk(slots, 1).indices.sort(1).values
@@ -240,15 +282,15 @@ def compare_pathways(objective: Objective, batch: Batch, step: Step) -> dict[str
     its denoiser; the hard subset of inference without and with it. The selection is the same in all."""
     frozen, policy, denoiser = objective.frozen, objective.policy, objective.denoiser
     words, valid_words = frozen.words(batch)
-    memory = policy.remember(batch.features, words, None, valid_words, step.alpha)
+    memory = policy.remember(batch.features, words, batch.valid, valid_words, step.alpha)
     choices = trimmed(policy.decode(memory))
     p = policy.replay(memory, choices, 0)
-    gates = objective.gates(p, choices, expected_length(p, choices), step)
+    gates = objective.gates(p, choices, expected_length(p, choices), step, batch.valid)
     generator = torch.Generator(gates.device).manual_seed(step.seed)
     noise = torch.randn(
         batch.features.shape, generator=generator, device=gates.device, dtype=batch.features.dtype
     )
-    gated = noise_gate(batch.features, gates, noise)
+    gated = noise_gate(batch.features, gates, noise, batch.valid)
     places, valid = padded_places(choices)
     hard = batch.features.gather(1, places[..., None].expand(-1, -1, batch.features.shape[-1]))
     losses = (

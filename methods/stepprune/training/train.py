@@ -218,10 +218,11 @@ def initialise(policy: Policy, frozen: FrozenModel, batch: Batch) -> None:
     scale = words[valid].float().square().mean().sqrt()
     text = policy.encoder.text.weight
     text.normal_(0, 1 / (float(scale) * text.shape[1] ** 0.5))
-    policy.stop.copy_(policy.encoder(batch.features, words, None, valid, 1.0).mean((0, 1)))
-    memory = policy.remember(batch.features, words, None, valid)
+    rows = policy.encoder(batch.features, words, batch.valid, valid, 1.0)
+    policy.stop.copy_((rows if batch.valid is None else rows[batch.valid]).mean(tuple(range(rows.ndim - 1))))
+    memory = policy.remember(batch.features, words, batch.valid, valid)
     first = policy.logits(policy.start.expand(len(batch), 1, -1), memory)[:, 0, :-1]
-    spread = float(first.std(1).mean())
+    spread = sum(float(own[own.isfinite()].std()) for own in first) / len(first)
     by_attention = policy.config.pointer == "attention"
     query = policy.decoder[-1].query if by_attention else policy.pointer_query
     for parameter in query.parameters():
@@ -246,7 +247,7 @@ def go_on_from(path: Path, policy: Policy, denoiser: LocalDenoiser) -> None:
 
 def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> Objective:
     """Policy and denoiser for the backbone, ready to be trained."""
-    n = frozen.visual_tokens
+    n = batch.features.shape[1]
     config = PolicyConfig(
         frozen.width,
         frozen.text_width,
@@ -310,8 +311,9 @@ def train(options: TrainOptions) -> dict[str, object]:
 
     backbone = backbones.load(options.backbone, device=str(accelerator.device))
     frozen = FrozenModel(backbone.model)
-    if options.target_tokens is not None and not 1 <= options.target_tokens <= frozen.visual_tokens:
-        raise UserError(f"--target-tokens must be 1 to {frozen.visual_tokens}, the tokens of an image")
+    most = backbone.num_visual_tokens
+    if options.target_tokens is not None and not 1 <= options.target_tokens <= most:
+        raise UserError(f"--target-tokens must be 1 to {most}, the tokens of an image")
     source, collate = data_source(options), Collator(backbone, frozen)
     images = options.batch_size // options.questions
     objective = new_objective(options, frozen, collate([source[i] for i in range(images)]))
@@ -427,6 +429,9 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
         {options.tokens} if options.target_tokens else set()
     )
     calibrate.add_calibration(found, policy, margins, sorted(wanted))
+    if frozen.adapter.visual_tokens is None:
+        sizes = torch.cat([batch.visual_tokens for batch in held_out(backbone, frozen)])
+        found.visual_tokens = float(sizes.double().mean())
     found.training = {
         k: str(v) if isinstance(v, Path) else v
         for k, v in asdict(options).items()
