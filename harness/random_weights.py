@@ -38,6 +38,10 @@ class RandomBackbone(Backbone):
             "layers": self.num_layers,
         }
 
+    @property
+    def num_visual_tokens(self) -> int:
+        return self.shape.visual_tokens
+
     def synthetic(self, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
         """Inputs of `batch` prompts of equal length: noise for an image, and random words around it."""
         shape, config, device = self.shape, self.model.config, self.model.device
@@ -45,17 +49,16 @@ class RandomBackbone(Backbone):
         # the last text token comes after the image, as in `harness flops`
         before = min(shape.text_before_image, text_tokens - 1)
         n = before + self.num_visual_tokens
-        words = min(config.image_token_id, config.get_text_config().vocab_size)
+        special = [v for k, v in vars(config).items() if k.endswith("_token_id") and isinstance(v, int)]
+        words = min(*special, config.image_token_id, config.get_text_config().vocab_size)
         ids = torch.randint(words, (batch, text_tokens + self.num_visual_tokens), generator=generator)
         ids[:, before:n] = config.image_token_id
-        pixels = torch.randn(
-            batch, config.vision_config.num_channels, *shape.image_pixels, generator=generator
-        )
-        return {
-            "input_ids": ids.to(device),
-            "attention_mask": torch.ones_like(ids).to(device),
-            "pixel_values": pixels.to(device, self.model.dtype),
-        }
+        found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        found |= _images(shape, batch, generator)
+        if shape.family == "qwen2_5_vl":
+            found["mm_token_type_ids"] = (ids == config.image_token_id).int()
+        found["pixel_values"] = found["pixel_values"].to(self.model.dtype)
+        return {name: x.to(device) for name, x in found.items()}
 
     def give_weights(self, pruner) -> None:
         """Random ones for a method that has some, with as many tokens as its budget says."""
@@ -91,15 +94,44 @@ def build(shape: Shape, device: str, dtype: str) -> RandomBackbone:
     return RandomBackbone(shape.name, model, None, None, shape)
 
 
+def _images(shape: Shape, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """What the family's image processor would make of `batch` images, of noise."""
+    vision, (height, width) = shape.config.vision_config, shape.image_pixels
+    if shape.family != "qwen2_5_vl":
+        channels = getattr(vision, "num_channels", 3)
+        return {"pixel_values": torch.randn(batch, channels, height, width, generator=generator)}
+    rows, columns = height // vision.patch_size, width // vision.patch_size
+    pixels_of_a_patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return {
+        "pixel_values": torch.randn(batch * rows * columns, pixels_of_a_patch, generator=generator),
+        "image_grid_thw": torch.tensor([[1, rows, columns]] * batch),
+    }
+
+
 #: head size and further widths of a model that costs next to nothing
 _NARROW_HEAD, _NARROW = 8, {"intermediate_size": 32, "num_attention_heads": 2, "hidden_size": 2 * 8}
+#: by family: what else is narrow in the vision and text configurations, and the tokens with a meaning
+_NARROWER = {
+    "llava": ({**_NARROW, "projection_dim": 2 * 8}, {}, {"image_token_index": 511}),
+    "qwen2_5_vl": (
+        {"intermediate_size": 32, "num_heads": 2, "hidden_size": 2 * 8, "out_hidden_size": 2 * 8},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+        {
+            "image_token_id": 511,
+            "video_token_id": 510,
+            "vision_start_token_id": 509,
+            "vision_end_token_id": 508,
+        },
+    ),
+}
 
 
 def narrow(shape: Shape) -> Shape:
     """The shape with its depth and its image, but tiny widths: it runs in a moment anywhere, and launches as
     many kernels. Raises UserError for a family of which no such form is known."""
-    if shape.family != "llava":
+    if shape.family not in _NARROWER:
         raise UserError(f"{shape.title}: no narrow form of family {shape.family!r} is known")
+    vision, further, tokens = _NARROWER[shape.family]
     text, tower = shape.body["text_config"], shape.body["vision_config"]
     grouped = text["num_key_value_heads"] < text["num_attention_heads"]
     heads = {"num_key_value_heads": 1 if grouped else 2, "head_dim": _NARROW_HEAD}
@@ -107,9 +139,8 @@ def narrow(shape: Shape) -> Shape:
     body = {
         **shape.body,
         **no_tokens,
-        "text_config": {**text, **_NARROW, **heads, **no_tokens, "vocab_size": 512},
-        "vision_config": {**tower, **_NARROW, "projection_dim": 2 * _NARROW_HEAD},
-        "image_token_index": 511,
+        "text_config": {**text, **_NARROW, **heads, **further, **no_tokens, "vocab_size": 512},
+        "vision_config": {**tower, **vision},
     }
     body.pop("image_token_id", None)  # the same under its newer name
-    return replace(shape, name=f"{shape.name}, narrow", body=body)
+    return replace(shape, name=f"{shape.name}, narrow", body=body | tokens)

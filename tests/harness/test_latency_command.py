@@ -175,6 +175,21 @@ def test_random_weights_are_a_working_model(tiny_checkpoint):
     assert logits.isfinite().all() and logits.std() > 0
 
 
+def test_random_weights_of_a_family_with_free_image_sizes():
+    """Qwen2.5-VL, narrow: what the processor would give, M-RoPE positions (the engine checks them), a cut."""
+    from harness import flops, random_weights, shapes
+    from methods import registry
+
+    shape = random_weights.narrow(shapes.load("qwen2.5-vl-7b"))
+    made = random_weights.build(shape, "cpu", "float32")
+    inputs = made.synthetic(text_tokens=12, batch=2)
+    assert inputs["image_grid_thw"].tolist() == [[1, 48, 48]] * 2 and made.num_visual_tokens == 576
+    with torch.inference_mode(), registry.build("fastv", 64)(made.model) as trace:
+        logits = flops.prefill(made.model, inputs)
+    assert logits.isfinite().all() and logits.std() > 0
+    assert trace.visual_tokens[:, 1:4].tolist() == [[576, 64, 64]] * 2
+
+
 def test_family_without_an_adapter_is_one_line(monkeypatch):
     from harness import random_weights, shapes
 
