@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 
+from harness import records
+from harness.errors import UserError
 from harness.journal import Answer
 from harness.lmms_tasks import Documents
 from harness.quiet import silenced
@@ -79,12 +82,31 @@ def failure_record(session: Session, seat: Seat) -> dict:
         "key": cell.key,
         "task": cell.benchmark.name,
         "method": _method(cell),
-        "error": seat.error,
+        "error": seat.report.error,
     }
 
 
-def cell_record(session: Session, seat: Seat, task, documents: Documents) -> dict:
+def close(session: Session, seat: Seat, task, documents: Documents, processes: int = 1) -> dict:
+    """Score one answered cell and write its record; a failure in the scoring is the cell's failure.
+
+    processes: how many answered it.
+    """
+    if seat.report.error is None:
+        try:
+            record = cell_record(session, seat, task, documents, processes)
+        except UserError:
+            raise
+        except Exception:
+            seat.report.error = traceback.format_exc(limit=-4)
+    if seat.report.error is not None:
+        record = failure_record(session, seat)
+    records.write(seat.cell.record_path(session.config.out), record)
+    return record
+
+
+def cell_record(session: Session, seat: Seat, task, documents: Documents, processes: int = 1) -> dict:
     """Score the cell (all of its answers are in the journal) and describe it completely."""
+    report = seat.report
     config, cell, model = session.config, seat.cell, seat.model
     result, official = evaluate(task, model, documents)
     low, high = interval(result.units, statistic(cell.benchmark.scoring), LEVEL, RESAMPLES, config.seed)
@@ -123,10 +145,12 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents) -> dic
         },
         "visual_tokens": token_statistics(found),
         "run": {
-            "seconds": seat.seconds,
-            "answers_computed": seat.computed,
-            "answers_from_journal": len(found) - seat.computed,
+            "seconds": report.seconds,
+            "answers_computed": report.computed,
+            "answers_from_journal": len(found) - report.computed,
             "batch_size": config.batch_size,
+            "batch_size_reduced_to": report.reduced,
+            "processes": processes,
         },
         "documents": {
             "row": documents.numbers,

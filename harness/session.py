@@ -153,13 +153,16 @@ class Session:
         model.task_dict[task.config.task] = task.dataset
         return model
 
-    def seats(self, documents, cells: Sequence[Cell], out: Path) -> list:
-        """The cells' places in a sweep over `documents`, with their journals below `out`."""
+    def seats(self, documents, cells: Sequence[Cell], out: Path, rank: int = 0) -> list:
+        """The cells' places in a sweep over `documents`, with their journals below `out`.
+
+        rank: of the process, where several answer the cells together.
+        """
         from harness.sweep import Seat
 
         seats = []
         for cell in cells:
-            journal = Journal(cell.journal_path(out))
+            journal = Journal(cell.journal_path(out), rank)
             seats.append(
                 Seat(cell, self.model(documents, build_pruner(cell.method), journal, cell.answers_key))
             )
