@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.processes import launched, local_rank
 
 DESCRIPTION = """\
 Compare visual-token pruning methods on one multimodal language model: accuracy on eight tasks (scored by
@@ -26,8 +27,17 @@ examples:
   python run_all.py --budget 64 --tasks pope,gqa --limit 20      a quick look
   python run_all.py --list                            what there is to choose from
 
+on several GPUs or machines (the answers of a cell split between processes; cells split between workers):
+  accelerate launch --num_processes 4 run_all.py --budget 64      one process a GPU
+  torchrun --nproc_per_node 2 run_all.py --budget 64 --device cpu
+  python run_all.py --budget 64 --engine ray --address auto       one worker a GPU of the cluster
+
 Finished cells and answers are kept below --out. The same command again re-uses them and says so; a killed run
-goes on where it stopped. Exit code: 0 all well, 1 a cell failed (the others are in the table), 2 bad input.
+goes on where it stopped, on one process or many. Only one run at a time writes to a folder. A damaged file is
+named, moved aside (NAME.broken) and computed anew. When memory runs out, batches are halved, down to one
+question; if that does not fit, the cell is marked failed and the others go on.
+
+Exit code: 0 all well, 1 a cell failed (the others are in the table), 2 bad input.
 """
 
 
@@ -171,6 +181,8 @@ def _overlay(options: argparse.Namespace) -> int:
 def _sweep_bench(options: argparse.Namespace) -> int:
     from harness import sweep_bench
 
+    if options.engine != "local":
+        raise UserError("sweep-bench times this machine; leave --engine out")
     config = _config(options)
     return sweep_bench.run(config, options.report or config.out / "sweep_bench.json")
 
@@ -304,6 +316,23 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="compute everything again, replacing earlier results of these cells",
     )
 
+    where = parser.add_argument_group("where to run")
+    where.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="local: here, in one process or in those of a launcher (default); ray: cells spread over a Ray "
+        "cluster, one worker a GPU, or a CPU where there is no GPU (pip install '.[cluster]')",
+    )
+    where.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to use, or auto for the one of this machine (default: a local one for this run)",
+    )
+    where.add_argument(
+        "--workers", type=positive, metavar="N", help="Ray workers (default: every GPU, or every CPU)"
+    )
+
 
 def positive(text: str) -> int:
     """For argparse: a whole number of at least 1."""
@@ -329,13 +358,16 @@ def _config(options: argparse.Namespace):
         data=options.data,
         limit=_limit(options.limit, POCKET8.default_limit),
         batch_size=options.batch_size,
-        device=resolve_device(options.device),
+        device=options.device if options.engine == "ray" else resolve_device(options.device),
         dtype=options.dtype,
         fresh=options.fresh,
         seed=options.seed,
         latency_repeats=options.latency_repeats,
         max_new_tokens=options.max_new_tokens,
         blind=options.blind,
+        engine=options.engine,
+        address=options.address,
+        workers=options.workers,
     )
 
 
@@ -372,6 +404,15 @@ def resolve_device(text: str) -> str:
     """`--device` as torch takes it; `auto`: a GPU if there is one. Raises UserError for one there is not."""
     import torch
 
+    if launched() and torch.cuda.is_available() and text in ("auto", "cuda"):
+        number, there = local_rank(), torch.cuda.device_count()
+        if number >= there:
+            raise UserError(
+                f"process {number + 1} on this machine has no GPU of its own (torch sees {there}); launch "
+                f"{there} here, or pass --device cpu"
+            )
+        torch.cuda.set_device(number)
+        return f"cuda:{number}"
     if text == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -39,6 +39,9 @@ class RunConfig:
     latency_repeats: int = 15
     max_new_tokens: int | None = None
     blind: bool = False
+    engine: str = "local"
+    address: str | None = None
+    workers: int | None = None
 
     @property
     def token_cap(self) -> int:

@@ -52,7 +52,7 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> int:
         if not team.first:
             say = _nothing
         team.agreed(lambda: _claim(config.out, held), by_first=True)
-        engine = team.agreed(lambda: LocalEngine(config, team))
+        engine = team.agreed(lambda: _start(config, team, held))
         for line in engine.session.left_out:
             say(f"LEFT OUT {line}")
         for line in engine.session.unavailable:
@@ -68,6 +68,16 @@ def _nothing(line: str) -> None:
 def _claim(out: Path, held: contextlib.ExitStack) -> None:
     check_writable(out)
     held.enter_context(only_run(out))
+
+
+def _start(config: RunConfig, team: Processes, held: contextlib.ExitStack) -> Engine:
+    if config.engine == "local":
+        return LocalEngine(config, team)
+    if team.size > 1:
+        raise UserError("--engine ray starts its own processes; run it without accelerate launch or torchrun")
+    from harness.ray_engine import RayEngine
+
+    return held.enter_context(contextlib.closing(RayEngine(config)))
 
 
 def _publish(session: Session, outcome: Outcome, say: Callable[[str], None]) -> int:

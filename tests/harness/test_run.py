@@ -1,12 +1,7 @@
 """The whole run on a tiny checkpoint: records, re-use, resume, failures, batch size, bad files."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +10,6 @@ import pytest
 from harness import adapter, cli, records
 from harness.journal import Journal
 
-ROOT = Path(__file__).resolve().parents[2]
 METHODS = "random,visionzip,fastv"
 
 
@@ -150,29 +144,6 @@ def test_an_interrupted_run_goes_on(finished, command, tmp_path, monkeypatch, ca
     assert answers(tmp_path) == answers(finished)
     for key, record in cells(tmp_path).items():
         assert record["metrics"] == cells(finished)[key]["metrics"]
-
-
-@pytest.mark.slow
-def test_a_killed_run_loses_nothing(finished, command, tmp_path):
-    arguments = [sys.executable, "run_all.py", *command(tmp_path, "--batch-size", "2")]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(arguments, cwd=ROOT, **silent)
-    try:
-        deadline = time.monotonic() + 400
-        while (
-            len(list(tmp_path.rglob("*.jsonl"))) < 5
-            and process.poll() is None
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.wait()
-    kept = answers(tmp_path)
-    assert kept, "the run was killed after it had journalled something"
-    assert cli.run_all(command(tmp_path)) == 0
-    assert answers(tmp_path) == answers(finished)
-    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_larger_slice_re_uses_the_answers_of_a_smaller_one(command, tmp_path):
