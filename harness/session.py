@@ -29,11 +29,18 @@ class Session:
         from harness.quiet import prepare_environment
 
         prepare_environment()
+        from safetensors import SafetensorError
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.config = config
-        self.backbone = self._load()
+        try:
+            self.backbone = self._load()
+        except SafetensorError as error:
+            raise UserError(
+                f"checkpoint {config.backbone}: a safetensors file is damaged ({error}); restore or download it "
+                "anew"
+            ) from error
         self.described = self.backbone.describe()
         self.methods = self._methods()
         self.device_name = device_name(config.device)

@@ -305,3 +305,12 @@ def test_a_finished_run_agrees_with_itself(finished, tiny_checkpoint, monkeypatc
     found = list(folder.integrity(folder.read(finished)))
     assert not [f for f in found if f.status == "FAIL"]
     assert [f.status for f in found if f.what == "GFLOPs"] == ["ok"] * 4
+
+
+def test_a_truncated_backbone_is_named(tiny_checkpoint, command, tmp_path, capsys):
+    broken = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    assert cli.run_all(command(tmp_path / "out", "--backbone", str(broken))) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: checkpoint ") and error.count("\n") == 1 and "broken" in error

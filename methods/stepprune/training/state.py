@@ -65,6 +65,6 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
         return reader(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"the training state cannot be restored: {path} is damaged ({error}); move {path.parent} away and "
-            "train anew, without --resume"
+            f"the training state cannot be restored: {path} is damaged ({error}); move {path.parent} away "
+            "and train anew, without --resume"
         ) from error
