@@ -38,8 +38,8 @@ class Session:
             self.backbone = self._load()
         except SafetensorError as error:
             raise UserError(
-                f"checkpoint {config.backbone}: a safetensors file is damaged ({error}); restore or download it "
-                "anew"
+                f"checkpoint {config.backbone}: a safetensors file is damaged ({error}); restore it or "
+                "download it anew"
             ) from error
         self.described = self.backbone.describe()
         self.methods = self._methods()
