@@ -348,6 +348,8 @@ def _config(options: argparse.Namespace):
 
     budgets = tuple(dict.fromkeys(parse_budget(b) for b in options.budget))
     benchmarks = tuple(parse_tasks(options.tasks))
+    if options.engine == "local" and (options.address or options.workers):
+        raise UserError("--address and --workers say where Ray runs; add --engine ray, or leave them out")
     return RunConfig(
         budgets=budgets,
         benchmarks=benchmarks,

@@ -1,7 +1,8 @@
 """The answers of one cell, one JSON line each, on disk as soon as their batch is done.
 
 A killed run loses at most the batch in flight. Several processes that answer one cell together write a file
-each, NAME.rank1.jsonl beside NAME.jsonl, so that their lines never interleave; `mend` brings them together.
+each, NAME.rank0.jsonl and so on beside NAME.jsonl, which none of them touches: their lines never interleave,
+and all begin from the same answers, whenever they read them. `mend` brings the files together.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ class Answer:
 class Journal:
     """Append-only JSONL of `Answer`s; `answers` maps (row, prompt) to what is there.
 
-    rank: of the process that appends, where several read the journal; all but the first append to a file of
-    their own. A cut last line (the process died while writing it) is left out and replaced by the next
-    append. Raises UserError for any other unreadable line; a run calls `mend` first, which sets both aside.
+    rank: of the process, where several answer the cell: each appends to a file of its own. A cut last line
+    (the process died while writing it) is left out and replaced by the next append. Raises UserError for any
+    other unreadable line; a run calls `mend` first, which sets both aside.
     """
 
-    def __init__(self, path: Path, rank: int = 0):
+    def __init__(self, path: Path, rank: int | None = None):
         self.path = Path(path)
         self.answers: dict[tuple[int, str], Answer] = {}
         self._good_bytes = 0  # length of the file up to and with the last complete line
         if self.path.exists():
             self._load()
-        if rank:
+        if rank is not None:
             self.path, self._good_bytes = rank_path(self.path, rank), 0
 
     def _load(self) -> None:
@@ -91,12 +92,12 @@ class Journal:
 
 
 def rank_path(path: Path, rank: int) -> Path:
-    """The file of a further process beside the journal at `path`."""
+    """The file of one of several processes beside the journal at `path`."""
     return path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
 
 
 def remove(path: Path) -> None:
-    """Forget the answers at `path`, those of further processes included (`--fresh`)."""
+    """Forget the answers at `path`, those of single processes included (`--fresh`)."""
     for file in _files(path):
         file.unlink()
 
@@ -104,8 +105,8 @@ def remove(path: Path) -> None:
 def mend(path: Path) -> Iterator[str]:
     """Make the journal at `path` one file of whole lines again; yields what had to be set aside.
 
-    Unreadable lines go to NAME.jsonl.broken, the answers of further processes into the journal (of two
-    answers to one question the first stays). Killed at any moment, the next call does what is left. Only safe
+    Unreadable lines go to NAME.jsonl.broken, the files of single processes into the journal (of two answers
+    to one question the first stays). Killed at any moment, the next call does what is left. Only safe
     while nobody appends. Exhaust it: it works as it is read.
     """
     files = _files(path)
@@ -142,7 +143,7 @@ def mend(path: Path) -> Iterator[str]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The journal at `path`, if there, and those of further processes."""
+    """The journal at `path`, if there, and those of single processes."""
     further = path.parent.glob(f"{glob.escape(path.stem)}.rank*{path.suffix}")
     return [p for p in (path, *sorted(further)) if p.exists()]
 

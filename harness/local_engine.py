@@ -53,7 +53,8 @@ class LocalEngine:
 
         session, team = self.session, self.team
         task = session.task(documents)
-        seats = session.seats(documents, cells, session.config.out, team.rank)
+        rank = team.rank if team.size > 1 else None
+        seats = session.seats(documents, cells, session.config.out, rank)
         questions = list(map(seats[0].model.question, task.instances))
         pending = sum(len(s.model.missing(questions)) for s in seats)
         title = documents.benchmark.title

@@ -160,7 +160,7 @@ class Session:
         model.task_dict[task.config.task] = task.dataset
         return model
 
-    def seats(self, documents, cells: Sequence[Cell], out: Path, rank: int = 0) -> list:
+    def seats(self, documents, cells: Sequence[Cell], out: Path, rank: int | None = None) -> list:
         """The cells' places in a sweep over `documents`, with their journals below `out`.
 
         rank: of the process, where several answer the cells together.

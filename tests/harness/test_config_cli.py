@@ -103,6 +103,8 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_checkpoint, tiny_data, tmp_p
     assert "-4" in refused("--budget", "-4")
     assert "all" in refused("--limit", "some")
     assert "cpu" in refused("--device", "tpu")
+    assert "--engine ray" in refused("--workers", "2")
+    assert "--engine ray" in refused("--address", "auto")
     assert "--data" in refused("--data", str(tmp_path / "nowhere"))
     assert not list(tmp_path.glob("**/*.json")), "nothing was written"
 
