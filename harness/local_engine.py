@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from harness import journal
@@ -93,12 +94,14 @@ class LocalEngine:
 
 def _bring_together(seats: Sequence[Seat], team: Processes, config: RunConfig) -> None:
     """Everybody's answers and reports into the first process's journals and seats."""
-    everybody = team.gather([seat.report for seat in seats])
+    everybody = team.gather([asdict(seat.report) for seat in seats])
     if not team.first:
         return
+    from harness.sweep import Report
+
     for place, seat in enumerate(seats):
         for reports in everybody[1:]:
-            seat.report.add(reports[place])
+            seat.report.add(Report(**reports[place]))
         path = seat.cell.journal_path(config.out)
         problems = list(journal.mend(path))
         if problems:

@@ -1,16 +1,19 @@
 """Several processes on the cells of one run, as `accelerate launch` and `torchrun` start them.
 
 Each process loads the backbone (on a GPU of its own where there are GPUs) and answers its share of every
-cell's documents; the first one scores, measures latency and writes the records. They exchange a few small
-Python objects, for which gloo does on any device.
+cell's documents; the first one scores, measures latency and writes the records. They exchange a few short
+messages, for which the launcher's key-value store is enough. There is no torch process group on purpose: where
+one exists, lmms-eval waits in it for all processes to score together.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
@@ -28,23 +31,23 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    _store: object = field(default=None, repr=False, compare=False)
+    _round: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in order of rank, in every process. Waits for all."""
+        """Every process's value (JSON-able), in order of rank, in every process. Waits for all."""
         if self.size == 1:
             return [value]
-        import torch.distributed
-
-        values: list = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
-        return values
+        number = next(self._round)
+        self._store.set(f"{number}/{self.rank}", json.dumps(value))
+        return [json.loads(self._store.get(f"{number}/{rank}")) for rank in range(self.size)]
 
     def agreed(self, action: Callable[[], T], by_first: bool = False) -> T:
-        """`action()` in every process. by_first: in the first process alone; all get its (picklable) result.
+        """`action()` in every process. by_first: in the first process alone; all get its (JSON-able) result.
 
         Waits for all. UserError in one process ends all: it is raised in the first one, the others exit with
         the same code in silence.
@@ -84,13 +87,17 @@ def joined() -> Iterator[Processes]:
     if not launched():
         yield ALONE
         return
-    import torch.distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-    team = Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    for name in _LAUNCHER:  # lmms-eval would wait for the other processes to score with it
+    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    store.set_timeout(PATIENCE)
+    for name in _LAUNCHER:  # lmms-eval would take its share of the documents by them
         os.environ.pop(name, None)
-    try:
-        yield team
-    finally:
-        torch.distributed.destroy_process_group()
+    team = Processes(rank, size, store)
+    yield team
+    team.gather("done")  # the store may live in the first process
+    if team.first:
+        for other in range(1, size):
+            store.get(f"left/{other}")
+    else:
+        store.set(f"left/{rank}", "")

@@ -214,6 +214,7 @@ def _connect(address: str | None, workers: int | None):
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address is None:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: but workers are the run itself
             cpus = max(workers or 1, os.cpu_count() or 1)
             own = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
             ray.init(address="local", **own, **quiet)
