@@ -2,8 +2,8 @@
 
 Each process loads the backbone (on a GPU of its own where there are GPUs) and answers its share of every
 cell's documents; the first one scores, measures latency and writes the records. They exchange a few short
-messages, for which the launcher's key-value store is enough. There is no torch process group on purpose: where
-one exists, lmms-eval waits in it for all processes to score together.
+messages, for which the launcher's key-value store is enough. There is no torch process group on
+purpose: where one exists, lmms-eval waits in it for all processes to score together.
 """
 
 from __future__ import annotations
