@@ -90,12 +90,13 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor  # noqa: F401
 
-    from harness import accuracy, adapter, efficiency, leaderboard, lmms_tasks, runner  # noqa: F401
+    from harness import accuracy, adapter, efficiency, figures, leaderboard, lmms_tasks, runner  # noqa: F401
     from harness.quiet import import_lmms_eval
 
     import_lmms_eval()
     import lmms_eval.evaluator  # noqa: F401
 
+    figures.draw = lambda *arguments: None  # a second a life, and not looked at
     torch.set_num_threads(1)  # a forked child has no other threads
     log = folder / "log.txt"
     start = time.monotonic()
