@@ -2,9 +2,9 @@
 
     kill_worker.py FOLDER KILLS SEED ARGUMENT...
 
-ARGUMENTs are run_all's, without --out. FOLDER/reference gets an uninterrupted run; FOLDER/1, 2, ... runs that
-were killed until they finished. FOLDER/kills.jsonl says how each was killed. Everything heavy is imported
-once; each life of a run is a forked child, so that a kill -9 is one.
+ARGUMENTs are run_all's, with {} for the name of the run in --out. FOLDER/reference gets an uninterrupted
+run; FOLDER/1, 2, ... runs that were killed until they finished. FOLDER/kills.jsonl says how each was killed.
+Everything heavy is imported once; each life of a run is a forked child, so that a kill -9 is one.
 """
 
 from __future__ import annotations
@@ -86,6 +86,10 @@ def live(arguments: list[str], log: Path, harm=None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def named(arguments: list[str], run: str) -> list[str]:
+    return [argument.replace("{}", run) for argument in arguments]
+
+
 def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor  # noqa: F401
@@ -100,7 +104,7 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     torch.set_num_threads(1)  # a forked child has no other threads
     log = folder / "log.txt"
     start = time.monotonic()
-    assert live([*arguments, "--out", str(folder / "reference")], log) == 0
+    assert live(named(arguments, "reference"), log) == 0
     duration = time.monotonic() - start
     dice = random.Random(seed)
     done, run = 0, 1
@@ -108,7 +112,7 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
         harms = (at_a_moment, in_a_write, before_a_rename)
         choice = harms[done % len(harms)] if done < kills else None
         harm = choice and (lambda choice=choice: choice(folder, dice, duration))
-        code = live([*arguments, "--out", str(folder / str(run))], log, harm)
+        code = live(named(arguments, str(run)), log, harm)
         dice.random()  # the child drew from a copy
         if code == -signal.SIGKILL:
             done += 1

@@ -1,39 +1,27 @@
 """Two processes on the cells of one run, through the real launchers: the table of one process."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
+import short_run
 
 from harness import cli, journal, processes, records
 from harness.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# --multi_gpu: else accelerate starts one process on a machine without GPUs
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-ACCELERATE += [
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-    "--main_process_port",
-    "0",
-]
+ACCELERATE += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
 
 
 @pytest.fixture(scope="module")
 def command(tiny_checkpoint, tiny_data):
-    def arguments(out: Path, *more: str) -> list[str]:
-        base = ["--backbone", tiny_checkpoint, "--data", tiny_data, "--methods", "random,fastv", "--out", out]
-        rest = ["--budget", "16", "--tasks", "mme,pope", "--max-new-tokens", "3", "--latency-repeats", "1"]
-        return [str(a) for a in (*base, *rest, "--batch-size", "4", "--device", "cpu", *more)]
-
-    return arguments
+    return functools.partial(short_run.arguments, tiny_checkpoint, tiny_data)
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +40,13 @@ def launch(launcher: list[str], arguments: list[str]) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-def assert_equal(out: Path, alone: Path) -> None:
-    """Scores, samples and answers."""
-    expected = {p.relative_to(alone): records.read(p) for p in (alone / "cells").rglob("*.json")}
-    assert len(expected) == 6
-    for path, record in expected.items():
-        found = records.read(out / path)
-        for part in ("status", "metrics", "documents", "units", "visual_tokens"):
-            assert found[part] == record[part], (path, part)
-    lines = [
-        {p.relative_to(run): sorted(p.read_text().splitlines()) for p in (run / "journal").rglob("*")
-         if p.is_file()}
-        for run in (out, alone)
-    ]  # fmt: skip
-    assert lines[0] == lines[1], "one journal a cell, every answer once"
-    columns = ["method", "mme", "pope", "average", "kept", "gflops"]
-    tables = [pd.read_csv(run / "leaderboard.csv")[columns] for run in (out, alone)]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
-
-
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_give_the_table_of_one(launcher, command, alone, tmp_path):
     done = launch(launcher, command(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Budget 16 visual tokens") == 1, "one process speaks"
     assert "6 to compute, by 2 processes" in done.stdout
-    assert_equal(tmp_path, alone)
+    short_run.assert_same(tmp_path, alone)
     for path in (tmp_path / "cells").rglob("*.json"):
         run = records.read(path)["run"]
         assert run["processes"] == 2 and run["answers_from_journal"] == 0
@@ -96,9 +65,7 @@ def test_a_run_of_one_goes_on_with_two(command, alone, tmp_path, capsys):
     done = launch(TORCHRUN, command(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("DAMAGED journal") == 3
-    for broken in tmp_path.rglob("*.broken"):
-        broken.unlink()
-    assert_equal(tmp_path, alone)
+    short_run.assert_same(tmp_path, alone)
     for path in (tmp_path / "cells" / "pope").iterdir():
         run = records.read(path)["run"]
         assert run["answers_from_journal"] == 6 and run["answers_computed"] == 6

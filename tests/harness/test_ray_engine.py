@@ -1,11 +1,13 @@
 """Cells on a local Ray cluster of two workers: the local engine's records, also when a worker is killed."""
 
+import functools
 import os
 import signal
 
 import pytest
+import short_run
 
-from harness import cli, records
+from harness import cli
 from harness.journal import Journal
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (pip install '.[cluster]')")
@@ -24,12 +26,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def command(tiny_checkpoint, tiny_data):
-    def arguments(out, *more: str) -> list[str]:
-        base = ["--backbone", tiny_checkpoint, "--data", tiny_data, "--methods", "random,fastv", "--out", out]
-        rest = ["--budget", "16", "--tasks", "mme,pope", "--max-new-tokens", "3", "--latency-repeats", "1"]
-        return [str(a) for a in (*base, *rest, "--batch-size", "4", "--device", "cpu", *more)]
-
-    return arguments
+    return functools.partial(short_run.arguments, tiny_checkpoint, tiny_data)
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +34,6 @@ def local(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("local")
     assert cli.run_all(command(out)) == 0
     return out
-
-
-def assert_equal(out, local) -> None:
-    expected = {p.relative_to(local): records.read(p) for p in (local / "cells").rglob("*.json")}
-    assert len(expected) == 6
-    for path, record in expected.items():
-        found = records.read(out / path)
-        for part in ("status", "metrics", "documents", "units", "visual_tokens", "prompt", "data"):
-            assert found[part] == record[part], (path, part)
-        counts = found["run"]
-        assert counts["answers_computed"] + counts["answers_from_journal"] == record["data"]["documents"]
-    lines = [
-        {p.relative_to(run): sorted(p.read_text().splitlines()) for p in (run / "journal").rglob("*.jsonl")}
-        for run in (out, local)
-    ]
-    assert lines[0] == lines[1], "every answer once"
 
 
 def worker_processes() -> list[int]:
@@ -76,7 +57,7 @@ def test_the_records_are_those_of_the_local_engine_though_a_worker_is_killed(
     assert cli.run_all(command(tmp_path, "--engine", "ray", "--address", "auto", "--workers", "2")) == 0
     said = capsys.readouterr().out
     assert killed and said.count("lost a worker in ") == 1 and "try 1 of 3" in said
-    assert_equal(tmp_path, local)
+    short_run.assert_same(tmp_path, local)
     # the local engine finds the cells done
     assert cli.run_all(command(tmp_path)) == 0
     assert "6 finished earlier" in capsys.readouterr().out
