@@ -11,7 +11,10 @@ import short_run
 HERE = Path(__file__).parent
 KILLS = 20
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names the killed write by /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names the killed write by /proc"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ def launch(launcher: list[str], arguments: list[str]) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_give_the_table_of_one(launcher, command, alone, tmp_path):
     done = launch(launcher, command(tmp_path))
@@ -54,6 +55,7 @@ def test_two_processes_give_the_table_of_one(launcher, command, alone, tmp_path)
     assert cli.run_all(command(tmp_path)) == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_one_goes_on_with_two(command, alone, tmp_path, capsys):
     """... and takes up what a further process of a killed run had journalled."""
     for path in (alone / "journal" / "pope").iterdir():
@@ -71,6 +73,7 @@ def test_a_run_of_one_goes_on_with_two(command, alone, tmp_path, capsys):
         assert run["answers_from_journal"] == 6 and run["answers_computed"] == 6
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(command, tmp_path):
     done = launch(TORCHRUN, command(tmp_path, "--budget", "65"))
     assert done.returncode != 0

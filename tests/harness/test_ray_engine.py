@@ -42,6 +42,7 @@ def worker_processes() -> list[int]:
     return [p.pid for p in found if p.is_running() and "_Worker.answer" in " ".join(p.cmdline())]
 
 
+@pytest.mark.slow
 def test_the_records_are_those_of_the_local_engine_though_a_worker_is_killed(
     cluster, command, local, tmp_path, monkeypatch, capsys
 ):
