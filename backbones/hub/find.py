@@ -50,8 +50,8 @@ def find(
     if not _HUB_ID.fullmatch(repo):
         known = ", ".join([*NAMED, *KNOWN])
         raise UserError(
-            f"unknown backbone {name!r}: neither a known name ({known}), nor a folder with config.json, nor a "
-            "hub id (owner/name)"
+            f"unknown backbone {name!r}: neither a known name ({known}), nor a folder with config.json, nor "
+            "a hub id (owner/name)"
         )
     folder = cached(repo, "model", revision)
     lacking = ["everything"] if folder is None else missing_files(folder)
@@ -98,8 +98,8 @@ def cached(repo: str, kind: str, revision: str | None = None) -> Path | None:
 def fetch(
     repo: str, kind: str, revision: str | None, patterns: tuple[str, ...], say: Callable[[str], None]
 ) -> Path:
-    """Download what `patterns` name, after saying so; the snapshot folder. Raises UserError if the hub refuses
-    or cannot be reached, or if offline mode is on."""
+    """Download what `patterns` name, after saying so; the snapshot folder. Raises UserError if the hub
+    refuses or cannot be reached, or if offline mode is on."""
     from huggingface_hub import constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
@@ -109,9 +109,7 @@ def fetch(
         f"{constants.HF_HUB_CACHE}"
     )
     try:
-        return Path(
-            snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns))
-        )
+        return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # of several libraries, by what went wrong
         first = (str(error).splitlines() or [""])[0]
         raise UserError(
@@ -129,8 +127,8 @@ def command(repo: str, kind: str, revision: str | None, patterns: tuple[str, ...
 
 
 def origin(folder: Path) -> tuple[str | None, str | None]:
-    """(hub id, commit) of a folder that is a cache's snapshot, or was made by `hf download --local-dir` (which
-    notes the commit, but not the id); None for what is not known."""
+    """(hub id, commit) of a folder that is a cache's snapshot, or was made by `hf download --local-dir`
+    (which notes the commit, but not the id); None for what is not known."""
     if folder.parent.name == "snapshots" and (match := re.fullmatch(r"models--(.+)", folder.parents[1].name)):
         return match[1].replace("--", "/", 1), folder.name
     note = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"

@@ -81,7 +81,9 @@ def _spread(folder: Path, name: str, options: LoadOptions, device: str, dtype: s
 
 def _quantization(kind: str, dtype: str):
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"--quantize {kind} needs bitsandbytes: pip install 'visual-token-pruning-bench[quantize]'")
+        raise UserError(
+            f"--quantize {kind} needs bitsandbytes: pip install 'visual-token-pruning-bench[quantize]'"
+        )
     from transformers import BitsAndBytesConfig
 
     if kind == "8bit":
