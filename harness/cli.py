@@ -98,8 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     from harness import latency_cli, learned
+    from harness.doctor import command as doctor
 
-    others = latency_cli.add_commands(commands) | learned.add_commands(commands)
+    others = (
+        latency_cli.add_commands(commands) | learned.add_commands(commands) | doctor.add_command(commands)
+    )
     options = parser.parse_args(arguments)
     return _guard(lambda: (_COMMANDS | others)[options.command](options))
 
@@ -388,8 +391,8 @@ def _add_load_options(group) -> None:
         "--min-pixels",
         type=positive,
         metavar="N",
-        help="least pixels of Qwen2.5-VL's images (default with --tasks paper: lmms-eval's 200704, 256 visual "
-        "tokens; otherwise the checkpoint's)",
+        help="least pixels of Qwen2.5-VL's images (default with --tasks paper: lmms-eval's 200704, 256 "
+        "visual tokens; otherwise the checkpoint's)",
     )
     group.add_argument(
         "--max-pixels",

@@ -28,7 +28,7 @@ class Session:
     def __init__(self, config: RunConfig):
         from harness.quiet import prepare_environment
 
-        prepare_environment()
+        prepare_environment(offline=not config.load.download)
         from transformers.utils import logging
 
         logging.disable_progress_bar()
