@@ -22,7 +22,7 @@ EXAMPLES = """\
 examples:
   python -m harness doctor --backbone llava-1.5-7b --tasks paper --budget 192 128 64
   python -m harness doctor --backbone qwen2.5-vl-7b --tasks paper --data /data/mirror --price 2.5
-  python -m harness doctor --backbone llava-1.5-7b --tasks paper --online    # can the hub be reached?
+  python -m harness doctor --backbone llava-1.5-7b --tasks paper --online      can the hub be reached?
 
 without a GPU or a download, on a tiny random model and drawn data:
   python -m backbones.random_checkpoint llava-1.5 /tmp/tiny
