@@ -24,7 +24,7 @@ FOOTNOTE = "†"
 
 def publish(session: Session, outcome) -> str:
     """Write leaderboard.md, leaderboard.csv and the figures into `config.out`; returns the Markdown."""
-    config, counter = session.config, flops.ModelCounter(session.backbone.model)
+    config, counter = session.config, flops.counter_for(session.backbone.model)
     text_tokens = common_text_length(outcome.cells)
     table = build(config, outcome.cells, outcome.efficiency, counter, text_tokens)
     text = render(config, table, caption(config, outcome, text_tokens))
@@ -284,12 +284,16 @@ def _comparable(done: Sequence[Mapping], titles: Mapping[str, str]) -> list[str]
     """Which columns can stand beside the paper's, and why the others cannot, in one or two lines."""
     data = {r["task"]: r["data"] for r in done}
     alike = [titles[t] for t, d in data.items() if d["comparable_to_paper"]]
-    apart = [f"{titles[t]} ({d['comparability']})" for t, d in data.items() if not d["comparable_to_paper"]]
+    tasks: dict[str, list[str]] = {}
+    for task, d in data.items():
+        for reason in () if d["comparable_to_paper"] else d["comparability"].split("; "):
+            tasks.setdefault(reason, []).append(titles[task])
+    apart = [f"{', '.join(own)} ({reason})" for reason, own in tasks.items()]
     lines = [f"Comparable to the paper: {', '.join(alike)}."] if alike else []
     if len(counted := averaged(data)) < len(data):
         left = [titles[t] for t in data if t not in counted]
         lines.append(f"Avg. does not count {', '.join(left)}, which is the same benchmark asked otherwise.")
-    return lines + ([f"Not comparable to the paper: {', '.join(apart)}."] if apart else [])
+    return lines + ([f"Not comparable to the paper: {'; '.join(apart)}."] if apart else [])
 
 
 def read_table(folder: Path) -> pd.DataFrame:

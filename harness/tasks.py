@@ -69,8 +69,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "mmbench_en", "MMB", "mmbench/mmbench_en_dev_static.yaml", _rows("mmbench_en"), "mmbench", "%",
-            False, "answers are read by rules only (no GPT); the papers used the OpenCompass server and "
-            "LLaVA's own prompt", "dev", "MMBench", {"rows": "en"}, group_by="index", stratum="category",
+            False, "answers are read by rules only (no GPT), where the papers used the OpenCompass server "
+            "and LLaVA's own prompt", "dev", "MMBench", {"rows": "en"}, group_by="index", stratum="category",
         ),
         Benchmark(
             "mmbench_cn", "MMB-CN", "mmbench/mmbench_cn_dev.yaml", _rows("mmbench_cn"), "mmbench", "%",
@@ -93,12 +93,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "vqav2", "VQAv2", "vqav2/vqav2_val.yaml", _rows("vqav2"), "exact_match", "%",
-            False, "validation split; the paper's number is test-dev from the evaluation server",
+            False, "validation split, where the paper's number is test-dev from the evaluation server",
             "validation", "VQAv2",
         ),
         Benchmark(
             "textvqa", "TextVQA", "textvqa/textvqa_val.yaml", _rows("textvqa"), "exact_match", "%",
-            False, "prompt without OCR tokens; the paper's number has them in the prompt", "validation",
+            False, "prompt without OCR tokens, which the paper's number has", "validation",
             "textvqa",
         ),
         Benchmark(

@@ -48,7 +48,8 @@ def tiny_qwen_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def hub_checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """Folders of random checkpoints as the hub has them (shards, an image processor's own file), by family."""
+    """Folders of random checkpoints as the hub has them (shards, a file for the image processor), by
+    family."""
     from backbones.random_checkpoint import make
 
     root = tmp_path_factory.mktemp("hub")

@@ -13,16 +13,16 @@ from harness.errors import UserError
 DESCRIPTION = """\
 Could this run start here, and what would it take? Takes the options of run_all.py and checks memory, disk,
 the checkpoint, every data set's columns and first rows, the processor's places for an image, and, on the
-loaded model, that keeping all tokens gives the unpruned model's answer. Prints what is missing with the command that
-gets it, and an estimate of the time by datasheets. Looks at this machine only, unless you say --online or
---download.
+loaded model, that keeping all tokens gives the unpruned model's answer. Prints what is missing with the
+command that gets it, and an estimate of the time by datasheets. Looks at this machine only, unless you say
+--online or --download.
 """
 
 EXAMPLES = """\
 examples:
   python -m harness doctor --backbone llava-1.5-7b --tasks paper --budget 192 128 64
   python -m harness doctor --backbone qwen2.5-vl-7b --tasks paper --data /data/mirror --price 2.5
-  python -m harness doctor --backbone llava-1.5-7b --tasks paper --online      can the hub be reached?
+  python -m harness doctor --backbone llava-1.5-7b --tasks paper --online     can the hub be reached?
 
 without a GPU or a download, on a tiny random model and drawn data:
   python -m backbones.random_checkpoint llava-1.5 /tmp/tiny
