@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from backbones.hub.load import SYSTEM_SENTENCE
 from harness import cli, comparable, records
 from harness.errors import UserError
+from harness.synthetic_mirror import COLORS
 from harness.tasks import BENCHMARKS, EIGHT, PAPER, POCKET8, averaged, paper_columns, parse_suite
 
 FEW = ["--max-new-tokens", "2", "--latency-repeats", "1", "--device", "cpu"]
@@ -95,6 +97,54 @@ def test_damaged_data_are_refused_before_the_model_is_read(
     assert cli.run_all(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "hf download lmms-lab-encoder/MME --repo-type dataset" in error
+
+
+def truths(mirror: Path) -> dict[str, str]:
+    """The right (for VQA: the intended) answer to every prompt of the mirror."""
+    from harness.lmms_tasks import Documents, build
+    from harness.quiet import silenced
+    from harness.sources import hub
+
+    found = {}
+    for benchmark in BENCHMARKS.values():
+        task = build(Documents(benchmark, hub(benchmark, mirror)))
+        with silenced():
+            task.build_all_requests()
+        for request in task.instances:
+            doc = task.dataset[task.config.test_split][request.args[3]]
+            answer = doc.get("answer")
+            if benchmark.name == "scienceqa":
+                answer = "ABCDE"[answer]
+            found[request.args[0]] = answer or COLORS[request.args[3]]
+    return found
+
+
+def test_known_answers_have_known_scores(hub_checkpoints, mirror, tmp_path, monkeypatch):
+    """Vanilla says the truth, the other method the truth and a full stop."""
+    from harness import adapter
+
+    real, known = adapter.answer, truths(mirror)
+
+    def told(backbone, pruner, questions, inputs):
+        answers = real(backbone, pruner, questions, inputs)
+        stop = "." if pruner.acts else ""
+        return [replace(a, text=known[q.text] + stop) for a, q in zip(answers, questions)]
+
+    monkeypatch.setattr(adapter, "answer", told)
+    more = ("--tasks", "paper", "--methods", "uniform", "--budget", "16")
+    assert cli.run_all(command(hub_checkpoints["llava"], mirror, tmp_path, *more)) == 0
+    done = cells(tmp_path)
+    scores = {task: r["metrics"]["score"] for (task, method), r in done.items() if method == "vanilla"}
+    # VQA accuracy where 9, 6, 3, 0 and 10, 3, 2, 1 of ten people agree
+    vqa = {"vqav2": 72.5, "textvqa": 70.0, "textvqa_ocr": 70.0}
+    percent = dict.fromkeys(("gqa", "mmbench_en", "mmbench_cn", "pope", "scienceqa"), 100.0)
+    assert scores == pytest.approx({**percent, **vqa, "mme": 600.0})
+    pope = done["pope", "uniform"]["metrics"]
+    assert (pope["score"], pope["f1_normalised"]) == (0.0, 100.0), "upstream reads a full stop as wrong"
+    assert done["mme", "uniform"]["metrics"]["score"] == 600.0
+    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method")
+    ratios = [done[t, "uniform"]["metrics"]["score"] / scores[t] for t in BENCHMARKS if t != "textvqa"]
+    assert table.loc["uniform", "average"] == pytest.approx(100 * sum(ratios) / 8)
 
 
 def test_suites_and_columns():
