@@ -8,7 +8,6 @@ every path without a download. Their answers mean nothing.
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 #: the name of a family, and the module that makes its parts
@@ -20,8 +19,8 @@ SHARD_SIZE = "200KB"
 def make(family: str, path: Path, hub_layout: bool = False) -> Path:
     """Write the folder; AutoProcessor and AutoModelForImageTextToText load it offline.
 
-    family: a key of MODULES. hub_layout: weights in shards with an index and the image processor in a file
-    of its own, as the repositories have them (transformers 5 alone would write one of each). Same weights.
+    family: a key of MODULES. hub_layout: weights in shards with an index, names and settings as the published
+    repositories have them (see `published`); else as transformers 5 writes them. The weights are the same.
     """
     from transformers import GenerationConfig
 
@@ -34,12 +33,7 @@ def make(family: str, path: Path, hub_layout: bool = False) -> Path:
     model.save_pretrained(path, **({"max_shard_size": SHARD_SIZE} if hub_layout else {}))
     processor.save_pretrained(path)
     if hub_layout:
-        processor.image_processor.save_pretrained(path)  # preprocessor_config.json
-        _drop(path / "processor_config.json", "image_processor")
+        from backbones.random_checkpoint import published
+
+        published.rewrite(path, processor)
     return path
-
-
-def _drop(path: Path, key: str) -> None:
-    body = json.loads(path.read_text(encoding="utf-8"))
-    body.pop(key, None)
-    path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")

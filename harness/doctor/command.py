@@ -100,7 +100,7 @@ def _found(checkpoint) -> Finding:
 
 
 def _check(config, options: argparse.Namespace, checkpoint, tell, missing: list[Finding], say) -> None:
-    from backbones.hub.find import PATTERNS, read_config
+    from backbones.hub.find import PATTERNS
     from backbones.hub.known import KNOWN
     from harness.doctor import data, estimate, machine, model, online
     from harness.sources import ORGANISATIONS, patterns
@@ -109,7 +109,7 @@ def _check(config, options: argparse.Namespace, checkpoint, tell, missing: list[
         tell(finding)
     known = KNOWN.get(config.backbone)
     if checkpoint is not None:
-        text_config = read_config(checkpoint.folder).get("text_config")
+        text_config = _text_config(checkpoint.folder)
         parameters = count_parameters(checkpoint.folder)
     else:
         text_config, parameters = None, known.parameters if known else 0
@@ -146,6 +146,16 @@ def _check(config, options: argparse.Namespace, checkpoint, tell, missing: list[
             config, tables, checkpoint.folder if checkpoint else None, options.price
         ):
             tell(finding)
+
+
+def _text_config(folder: Path) -> dict | None:
+    """The language model's settings, defaults filled in; None if transformers does not know the family."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().to_dict()
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def count_parameters(folder: Path) -> int:

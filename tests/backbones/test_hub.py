@@ -86,7 +86,7 @@ def test_incomplete_checkpoints_are_told_by_what_they_lack(cache, hub_checkpoint
     put(cache, "org/half", copy)
     with pytest.raises(UserError, match=r"lacks .*00002-of-00003.*hf download org/half"):
         find("org/half")
-    for path in copy.glob("*.safetensors*"):
+    for path in list(copy.glob("*.safetensors*")):
         path.unlink()
     (copy / "pytorch_model.bin").write_bytes(b"pickled")
     with pytest.raises(UserError, match="other weight formats are not loaded"):
@@ -167,6 +167,28 @@ def test_a_device_map_gives_the_same_answers(hub_checkpoints, family):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("family, plain", [("llava", "tiny"), ("qwen2_5_vl", "tiny_qwen")])
+def test_files_of_earlier_releases_load_alike(hub_checkpoints, tmp_path, family, plain):
+    """The published repositories have them: other tensor names, flat settings, limits of pixels."""
+    import importlib
+
+    old = load(str(hub_checkpoints[family]), LoadOptions())
+    new = load(str(importlib.import_module(plain).make_checkpoint(tmp_path / "new")), LoadOptions())
+    index = json.loads((hub_checkpoints[family] / "model.safetensors.index.json").read_text())["weight_map"]
+    config = json.loads((hub_checkpoints[family] / "config.json").read_text())
+    if family == "llava":
+        assert any(key.startswith("vision_tower.vision_model.encoder") for key in index)
+    else:
+        assert "text_config" not in config and config["rope_scaling"]["type"] == "mrope"
+        assert old.describe()["max_pixels"] == new.describe()["max_pixels"]
+    assert all(torch.equal(a, b) for a, b in zip(old.model.parameters(), new.model.parameters(), strict=True))
+    inputs = [b.inputs([Image.new("RGB", (150, 90), "red")], ["What is it?"]) for b in (old, new)]
+    assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[1])
+    with torch.inference_mode():
+        logits = [b.model(**i).logits for b, i in zip((old, new), inputs)]
+    assert torch.equal(*logits)
+
+
 def test_quantising_without_the_library_names_the_extra(tiny_checkpoint, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'visual-token-pruning-bench\[quantize\]'"):
@@ -181,6 +203,8 @@ def test_the_module_writes_a_checkpoint_in_the_hubs_layout(tmp_path, capsys):
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1 and missing_files(folder) == []
     assert "image_processor" not in json.loads((folder / "processor_config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
     assert "crop_size" in json.loads((folder / "preprocessor_config.json").read_text())
     assert main(["llava-1.5", str(folder)]) == 2
     assert "not empty" in capsys.readouterr().err
