@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ SYSTEM_SENTENCE = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 #: parts that stay in the run's dtype: methods read the tower, and quantising these saves next to nothing
-_NOT_QUANTISED = ["vision_tower", "multi_modal_projector", "visual", "lm_head"]
+_NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "model.visual", "lm_head"]
 
 
 @dataclass
@@ -86,6 +87,8 @@ def _quantization(kind: str, dtype: str):
         )
     from transformers import BitsAndBytesConfig
 
+    # it says at every call that 8-bit products are in float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTISED)
     return BitsAndBytesConfig(

@@ -1,4 +1,4 @@
-"""From the files that transformers 5 writes to those of the published repositories, which were written by
+"""From the files that transformers 5 writes to those of the published repositories, written by
 earlier releases: what loads these loads the real ones.
 """
 

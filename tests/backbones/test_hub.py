@@ -195,6 +195,28 @@ def test_quantising_without_the_library_names_the_extra(tiny_checkpoint, monkeyp
         load(str(tiny_checkpoint), LoadOptions(quantize="4bit"))
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_quantised_weights(hub_checkpoints, family):
+    """On a CPU, where bitsandbytes can do 4 bits. Only the language model is quantised, FLOPs do not
+    change, and a method cuts."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from harness import flops
+    from methods import registry
+
+    folder = str(hub_checkpoints[family])
+    plain, small = load(folder, LoadOptions()), load(folder, LoadOptions(quantize="4bit"))
+    assert small.describe()["quantized"] == "4bit" and "quantized" not in plain.describe()
+    linear = {n for n, m in small.model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
+    assert len(linear) == 7 * 6 and all(".language_model.layers." in name for name in linear)
+    inputs = small.inputs([Image.new("RGB", (150, 90), "red")], ["What is it?"])
+    with torch.inference_mode(), registry.build("fastv", 4)(small.model) as trace:
+        new = small.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert trace.visual_tokens[0, -1] == 4 and new.shape[1] > inputs["input_ids"].shape[1]
+    counters = [flops.counter_for(b.model) for b in (plain, small)]
+    assert counters[0].llm([9] * 6, 20) == counters[1].llm([9] * 6, 20)
+    assert counters[0].projector(9) == counters[1].projector(9)
+
+
 def test_the_module_writes_a_checkpoint_in_the_hubs_layout(tmp_path, capsys):
     from backbones.random_checkpoint.__main__ import main
 
