@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def rewrite(path: Path, processor) -> None:
-    """The image processor gets a file of its own; LLaVA's tower its former prefix, Qwen2.5-VL's settings their
-    former places."""
+    """The image processor gets a file of its own, LLaVA's tower its former prefix, Qwen2.5-VL's settings
+    their former places."""
     processor.image_processor.save_pretrained(path)  # preprocessor_config.json
     config = _read(path / "config.json")
     if config["model_type"] == "llava":
