@@ -8,7 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 
-from harness import records
+from harness import comparable, records
 from harness.errors import UserError
 from harness.journal import Answer
 from harness.lmms_tasks import Documents
@@ -112,6 +112,9 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
     low, high = interval(result.units, statistic(cell.benchmark.scoring), LEVEL, RESAMPLES, config.seed)
     found = [model.journal.answers[q.row, q.prompt] for q in map(model.question, task.instances)]
     benchmark = cell.benchmark
+    apart = comparable.reasons(
+        benchmark, config.suite, session.described, len(documents), documents.total, config.blind
+    )
     return {
         **session.header(),
         "kind": "cell",
@@ -121,16 +124,17 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
         "method": _method(cell),
         "data": {
             "suite": config.suite.name,
-            "split": config.suite.split,
+            "split": documents.source.split,
+            **({"source": dict(documents.source.origin)} if documents.source.origin else {}),
             "digest": documents.digest,
             "documents": len(documents),
             "documents_in_file": documents.total,
-            "limit": config.limit,
+            "limit": config.limit_of(benchmark),
             "blind": config.blind,
             "upstream_yaml": benchmark.yaml,
             "overrides": dict(benchmark.overrides),
-            "comparable_to_paper": benchmark.comparable and not config.suite.synthetic,
-            "comparability": "drawn images, not the benchmark's" if config.suite.synthetic else benchmark.why,
+            "comparable_to_paper": not apart,
+            "comparability": "; ".join(apart) or benchmark.why,
         },
         "prompt": {"generation": dict(model.question(task.instances[0]).generation), "padding_side": "left"},
         "metrics": {
