@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 
+from harness import comparable, records
+from harness.errors import UserError
 from harness.journal import Answer
 from harness.lmms_tasks import Documents
 from harness.quiet import silenced
@@ -79,17 +82,39 @@ def failure_record(session: Session, seat: Seat) -> dict:
         "key": cell.key,
         "task": cell.benchmark.name,
         "method": _method(cell),
-        "error": seat.error,
+        "error": seat.report.error,
     }
 
 
-def cell_record(session: Session, seat: Seat, task, documents: Documents) -> dict:
+def close(session: Session, seat: Seat, task, documents: Documents, processes: int = 1) -> dict:
+    """Score one answered cell and write its record; a failure in the scoring is the cell's failure.
+
+    processes: how many answered it.
+    """
+    if seat.report.error is None:
+        try:
+            record = cell_record(session, seat, task, documents, processes)
+        except UserError:
+            raise
+        except Exception:
+            seat.report.error = traceback.format_exc(limit=-4)
+    if seat.report.error is not None:
+        record = failure_record(session, seat)
+    records.write(seat.cell.record_path(session.config.out), record)
+    return record
+
+
+def cell_record(session: Session, seat: Seat, task, documents: Documents, processes: int = 1) -> dict:
     """Score the cell (all of its answers are in the journal) and describe it completely."""
+    report = seat.report
     config, cell, model = session.config, seat.cell, seat.model
     result, official = evaluate(task, model, documents)
     low, high = interval(result.units, statistic(cell.benchmark.scoring), LEVEL, RESAMPLES, config.seed)
     found = [model.journal.answers[q.row, q.prompt] for q in map(model.question, task.instances)]
     benchmark = cell.benchmark
+    apart = comparable.reasons(
+        benchmark, config.suite, session.described, len(documents), documents.total, config.blind
+    )
     return {
         **session.header(),
         "kind": "cell",
@@ -99,16 +124,17 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents) -> dic
         "method": _method(cell),
         "data": {
             "suite": config.suite.name,
-            "split": config.suite.split,
+            "split": documents.source.split,
+            **({"source": dict(documents.source.origin)} if documents.source.origin else {}),
             "digest": documents.digest,
             "documents": len(documents),
             "documents_in_file": documents.total,
-            "limit": config.limit,
+            "limit": config.limit_of(benchmark),
             "blind": config.blind,
             "upstream_yaml": benchmark.yaml,
             "overrides": dict(benchmark.overrides),
-            "comparable_to_paper": benchmark.comparable and not config.suite.synthetic,
-            "comparability": "drawn images, not the benchmark's" if config.suite.synthetic else benchmark.why,
+            "comparable_to_paper": not apart,
+            "comparability": "; ".join(apart) or benchmark.why,
         },
         "prompt": {"generation": dict(model.question(task.instances[0]).generation), "padding_side": "left"},
         "metrics": {
@@ -123,10 +149,12 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents) -> dic
         },
         "visual_tokens": token_statistics(found),
         "run": {
-            "seconds": seat.seconds,
-            "answers_computed": seat.computed,
-            "answers_from_journal": len(found) - seat.computed,
+            "seconds": report.seconds,
+            "answers_computed": report.computed,
+            "answers_from_journal": len(found) - report.computed,
             "batch_size": config.batch_size,
+            "batch_size_reduced_to": report.reduced,
+            "processes": processes,
         },
         "documents": {
             "row": documents.numbers,

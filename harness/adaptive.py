@@ -78,10 +78,12 @@ def _things(record: Mapping, data: Path | None) -> Sequence[float]:
         return [float("nan")] * len(rows)
     from harness.lmms_tasks import Documents
     from harness.pocket8 import build
+    from harness.sources import flat
     from harness.tasks import BENCHMARKS
 
     root = data or build.ensure()
-    whole = Documents(BENCHMARKS[record["task"]], root, record["data"]["split"])
+    benchmark = BENCHMARKS[record["task"]]
+    whole = Documents(benchmark, flat(benchmark, root, record["data"]["split"]))
     if whole.digest != record["data"]["digest"]:
         raise UserError(f"{root} holds other data than {record['path']} was measured on; name it with --data")
     names = whole.image_names

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.processes import launched, local_rank
 
 DESCRIPTION = """\
 Compare visual-token pruning methods on one multimodal language model: accuracy on eight tasks (scored by
-lmms-eval's own code), FLOPs, and prefill latency, all measured here. Everything runs offline: the default
-backbone and the default data are part of this repository.
+lmms-eval's own code), FLOPs, and prefill latency, all measured here. The default backbone and the default
+data are part of this repository; --tasks paper runs the benchmarks themselves. Nothing is asked of the
+network unless you say --download.
 """
 
 EXAMPLES = """\
@@ -26,8 +28,23 @@ examples:
   python run_all.py --budget 64 --tasks pope,gqa --limit 20      a quick look
   python run_all.py --list                            what there is to choose from
 
+the paper's tables (a GPU; weights and data from the Hugging Face cache, a mirror --data DIR, or --download):
+  python run_all.py --backbone llava-1.5-7b --tasks paper --budget 192 128 64
+  python run_all.py --backbone qwen2.5-vl-7b --tasks paper --budget 0.333 0.222 0.111
+  python run_all.py --backbone llava-1.5-13b --tasks paper:gqa,pope --quantize 4bit --budget 64
+  python -m harness doctor --backbone llava-1.5-7b --tasks paper     could it run here? what is missing?
+
+on several GPUs or machines (the answers of a cell split between processes; cells split between workers):
+  accelerate launch --num_processes 4 run_all.py --budget 64      one process a GPU
+  torchrun --nproc_per_node 2 run_all.py --budget 64 --device cpu
+  python run_all.py --budget 64 --engine ray --address auto       one worker a GPU of the cluster
+
 Finished cells and answers are kept below --out. The same command again re-uses them and says so; a killed run
-goes on where it stopped. Exit code: 0 all well, 1 a cell failed (the others are in the table), 2 bad input.
+goes on where it stopped, on one process or many. Only one run at a time writes to a folder. A damaged file is
+named, moved aside (NAME.broken) and computed anew. When memory runs out, batches are halved, down to one
+question; if that does not fit, the cell is marked failed and the others go on.
+
+Exit code: 0 all well, 1 a cell failed (the others are in the table), 2 bad input.
 """
 
 
@@ -91,8 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     from harness import latency_cli, learned
+    from harness.doctor import command as doctor
 
-    others = latency_cli.add_commands(commands) | learned.add_commands(commands)
+    others = (
+        latency_cli.add_commands(commands) | learned.add_commands(commands) | doctor.add_command(commands)
+    )
     options = parser.parse_args(arguments)
     return _guard(lambda: (_COMMANDS | others)[options.command](options))
 
@@ -171,6 +191,8 @@ def _overlay(options: argparse.Namespace) -> int:
 def _sweep_bench(options: argparse.Namespace) -> int:
     from harness import sweep_bench
 
+    if options.engine != "local":
+        raise UserError("sweep-bench times this machine; leave --engine out")
     config = _config(options)
     return sweep_bench.run(config, options.report or config.out / "sweep_bench.json")
 
@@ -233,7 +255,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--backbone",
         default="pocket-llava",
         metavar="NAME",
-        help="name or checkpoint folder (default pocket-llava)",
+        help="name, checkpoint folder, or hub id of the LLaVA-1.5 or Qwen2.5-VL family (default "
+        "pocket-llava; --list names the others)",
+    )
+    what.add_argument(
+        "--revision", metavar="REV", help="branch, tag or commit of a hub checkpoint (default: its main)"
     )
     what.add_argument(
         "--methods",
@@ -242,7 +268,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="all, or comma-separated methods with their parameters: fastv,visionzip or fastv:k=3,random",
     )
     what.add_argument(
-        "--tasks", default="all", metavar="LIST", help="all, or comma-separated tasks: pope,gqa"
+        "--tasks",
+        default="all",
+        metavar="LIST",
+        help="all, or comma-separated tasks: pope,gqa, on Pocket-8. paper: the benchmarks in the backbone's "
+        "table of the paper; paper:pope,gqa: some of them (docs/benchmarks.md)",
     )
     what.add_argument(
         "--limit",
@@ -255,7 +285,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="folder of parquet files (default: the shipped Pocket-8, drawn on first use)",
+        help="folder of parquet files (default: the shipped Pocket-8, drawn on first use); with --tasks "
+        "paper: a mirror of the hub's data sets, DIR/lmms-lab-encoder/POPE/... (default: the Hugging Face "
+        "cache)",
     )
     what.add_argument(
         "--blind",
@@ -278,15 +310,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     how.add_argument(
         "--dtype",
-        default="float32",
         choices=("float32", "bfloat16", "float16"),
-        help="of the weights (default float32)",
+        help="of the weights (default float32; with --tasks paper on a GPU bfloat16)",
     )
+    _add_load_options(how)
     how.add_argument(
         "--max-new-tokens",
         type=positive,
         metavar="N",
-        help="cap on an answer's length (default: the data's own, 16 for Pocket-8)",
+        help="cap on an answer's length (default: 16 for Pocket-8; for --tasks paper each task's own limit)",
     )
     how.add_argument(
         "--latency-repeats",
@@ -296,12 +328,32 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="prefills timed for each method and budget (default 15)",
     )
     how.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for results (default results/runs/BACKBONE[-blind])"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for results (default results/runs/BACKBONE[-paper][-blind])",
     )
     how.add_argument(
         "--fresh",
         action="store_true",
         help="compute everything again, replacing earlier results of these cells",
+    )
+
+    where = parser.add_argument_group("where to run")
+    where.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="local: here, in one process or in those of a launcher (default); ray: cells spread over a Ray "
+        "cluster, one worker a GPU, or a CPU where there is no GPU (pip install '.[cluster]')",
+    )
+    where.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to use, or auto for the one of this machine (default: a local one for this run)",
+    )
+    where.add_argument(
+        "--workers", type=positive, metavar="N", help="Ray workers (default: every GPU, or every CPU)"
     )
 
 
@@ -315,28 +367,126 @@ def positive(text: str) -> int:
 
 def _config(options: argparse.Namespace):
     from harness.config import RunConfig, parse_budget
-    from harness.tasks import POCKET8, parse_tasks
 
     budgets = tuple(dict.fromkeys(parse_budget(b) for b in options.budget))
-    benchmarks = tuple(parse_tasks(options.tasks))
+    if options.engine == "local" and (options.address or options.workers):
+        raise UserError("--address and --workers say where Ray runs; add --engine ray, or leave them out")
+    suite, benchmarks = chosen_tasks(options)
+    device = options.device if options.engine == "ray" else resolve_device(options.device)
     return RunConfig(
         budgets=budgets,
         benchmarks=benchmarks,
         methods=tuple(split_specs(options.methods)),
-        out=options.out or Path("results", "runs", Path(options.backbone).name + "-blind" * options.blind),
+        out=options.out or default_out(options.backbone, suite, options.blind),
         backbone=options.backbone,
-        suite=POCKET8,
+        suite=suite,
         data=options.data,
-        limit=_limit(options.limit, POCKET8.default_limit),
+        limit=_limit(options.limit, suite.default_limit),
+        limits=dict(suite.default_limits) if options.limit is None else {},
+        load=load_options(options, suite),
         batch_size=options.batch_size,
-        device=resolve_device(options.device),
-        dtype=options.dtype,
+        device=device,
+        dtype=options.dtype or default_dtype(suite, device),
         fresh=options.fresh,
         seed=options.seed,
         latency_repeats=options.latency_repeats,
         max_new_tokens=options.max_new_tokens,
         blind=options.blind,
+        engine=options.engine,
+        address=options.address,
+        workers=options.workers,
     )
+
+
+def _add_load_options(group) -> None:
+    """How a checkpoint is found, loaded and spoken to; `load_options` reads them."""
+    group.add_argument(
+        "--download",
+        action="store_true",
+        help="get checkpoint and data from the hub where the cache lacks them, saying so first",
+    )
+    group.add_argument(
+        "--device-map",
+        choices=("auto", "balanced", "sequential"),
+        help="spread the model over all GPUs (accelerate), in place of one --device",
+    )
+    group.add_argument(
+        "--quantize",
+        choices=("8bit", "4bit"),
+        help="language model's weights in 8 or 4 bits; needs a GPU and the extra [quantize] (bitsandbytes)",
+    )
+    group.add_argument(
+        "--llava-inputs",
+        choices=("original", "checkpoint"),
+        help="LLaVA's images and prompts as its own code makes them (padded to squares, its system sentence: "
+        "the default with --tasks paper), or as the Hugging Face checkpoint does (the default otherwise)",
+    )
+    group.add_argument(
+        "--min-pixels",
+        type=positive,
+        metavar="N",
+        help="least pixels of Qwen2.5-VL's images (default with --tasks paper: lmms-eval's 200704, 256 "
+        "visual tokens; otherwise the checkpoint's)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="most pixels (default with --tasks paper: lmms-eval's 1605632, 2048 tokens)",
+    )
+
+
+def load_options(options: argparse.Namespace, suite):
+    """`backbones.hub.options.LoadOptions` of the arguments; the paper's benchmarks bring the conventions that
+    published numbers were made with. UserError if they contradict each other."""
+    from backbones.hub.options import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS, LoadOptions
+    from harness.tasks import PAPER
+
+    paper = suite is PAPER
+    if options.min_pixels and options.max_pixels and options.min_pixels > options.max_pixels:
+        raise UserError(f"--min-pixels {options.min_pixels} is more than --max-pixels {options.max_pixels}")
+    qwen = paper and _family(options) == "qwen2_5_vl"
+    least, most = (QWEN_MIN_PIXELS, QWEN_MAX_PIXELS) if qwen else (None, None)
+    return LoadOptions(
+        device_map=options.device_map,
+        quantize=options.quantize,
+        llava_inputs=options.llava_inputs or ("original" if paper else "checkpoint"),
+        min_pixels=options.min_pixels or least,
+        max_pixels=options.max_pixels or most,
+        revision=options.revision,
+        download=options.download,
+    )
+
+
+def chosen_tasks(options: argparse.Namespace):
+    """`--tasks` -> (suite, benchmarks); the columns of a table depend on the backbone's family."""
+    from harness.tasks import PAPER, paper_columns, parse_suite, parse_tasks
+
+    suite, names = parse_suite(options.tasks)
+    if suite is PAPER and names == PAPER.name:
+        return suite, tuple(paper_columns(_family(options)))
+    return suite, tuple(parse_tasks(names))
+
+
+def _family(options: argparse.Namespace) -> str:
+    """Of the backbone: its short name tells, or else its config.json."""
+    from backbones.hub.find import find
+    from backbones.hub.known import KNOWN
+
+    if options.backbone in KNOWN:
+        return KNOWN[options.backbone].family
+    return find(options.backbone, options.revision, options.download).family
+
+
+def default_out(backbone: str, suite, blind: bool) -> Path:
+    """The folder of a run's results when `--out` is not given."""
+    own = "" if suite.synthetic else f"-{suite.name}"
+    return Path("results", "runs", Path(backbone).name + own + "-blind" * blind)
+
+
+def default_dtype(suite, device: str) -> str:
+    """What `--dtype` is when it is not given. `auto` is still there with Ray alone, for a cluster's GPUs."""
+    return "bfloat16" if not suite.synthetic and device.partition(":")[0] in ("cuda", "auto") else "float32"
 
 
 def split_specs(text: str) -> list[str]:
@@ -372,6 +522,15 @@ def resolve_device(text: str) -> str:
     """`--device` as torch takes it; `auto`: a GPU if there is one. Raises UserError for one there is not."""
     import torch
 
+    if launched() and torch.cuda.is_available() and text in ("auto", "cuda"):
+        number, there = local_rank(), torch.cuda.device_count()
+        if number >= there:
+            raise UserError(
+                f"process {number + 1} on this machine has no GPU of its own (torch sees {there}); launch "
+                f"{there} here, or pass --device cpu"
+            )
+        torch.cuda.set_device(number)
+        return f"cuda:{number}"
     if text == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -391,7 +550,8 @@ def resolve_device(text: str) -> str:
 
 def _list() -> int:
     import backbones
-    from harness.tasks import BENCHMARKS
+    from backbones.hub.known import KNOWN
+    from harness.tasks import BENCHMARKS, PAPER_COLUMNS
     from methods import registry
 
     print("methods (--methods NAME:parameter=value,...):")
@@ -400,10 +560,16 @@ def _list() -> int:
     print("tasks (--tasks):")
     for b in BENCHMARKS.values():
         print(f"  {b.name:12} {b.title}: {b.why}")
+    print("  paper        the benchmarks themselves, in the columns of the backbone's table:")
+    for family, columns in PAPER_COLUMNS.items():
+        print(f"               {family}: {', '.join(columns)}")
     print("backbones (--backbone):")
     for name in backbones.available():
         print(f"  {name}")
-    print("  or any local checkpoint folder of the same family")
+    for name, checkpoint in KNOWN.items():
+        size = checkpoint.weight_bytes / 1e9
+        print(f"  {name:13}  {checkpoint.repo} on the hub, {size:.0f} GB of weights")
+    print("  or a checkpoint folder or hub id of the families LLaVA-1.5 and Qwen2.5-VL")
     return 0
 
 

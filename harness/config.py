@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backbones.hub.options import LoadOptions
 from harness.errors import UserError
 from harness.records import package_versions
 from harness.tasks import POCKET8, Benchmark, Suite
@@ -21,7 +22,10 @@ Budget = int | float
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The options of `run_all.py`, checked. `methods` are specs such as `fastv:k=3,schedule=average`."""
+    """The options of `run_all.py`, checked. `methods` are specs such as `fastv:k=3,schedule=average`. `limit`
+    is documents a benchmark (None: all), `limits` the same for single ones. `load`: how the backbone is found
+    and loaded.
+    """
 
     budgets: tuple[Budget, ...]
     benchmarks: tuple[Benchmark, ...]
@@ -39,9 +43,17 @@ class RunConfig:
     latency_repeats: int = 15
     max_new_tokens: int | None = None
     blind: bool = False
+    engine: str = "local"
+    address: str | None = None
+    workers: int | None = None
+    limits: Mapping[str, int] = field(default_factory=dict, hash=False)
+    load: LoadOptions = field(default_factory=LoadOptions)
+
+    def limit_of(self, benchmark: Benchmark) -> int | None:
+        return self.limits.get(benchmark.name, self.limit)
 
     @property
-    def token_cap(self) -> int:
+    def token_cap(self) -> int | None:
         return self.max_new_tokens if self.max_new_tokens is not None else self.suite.max_new_tokens
 
 

@@ -80,7 +80,7 @@ def measure(
     to. A method that cannot do a prefill gets {"error": traceback} and is left out of the timing.
     """
     samples = [p.inputs() for p in probes]
-    counter = flops.ModelCounter(backbone.model)
+    counter = flops.counter_for(backbone.model)
     results: list[dict] = []
     runnable = []
     for method in methods:

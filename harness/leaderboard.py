@@ -15,7 +15,7 @@ from harness.config import RunConfig
 from harness.scoring import statistic
 from harness.session import Session
 from harness.stats import Units, resampled_sums
-from harness.tasks import BENCHMARKS
+from harness.tasks import BENCHMARKS, averaged
 
 MISSING = "–"
 #: behind a method's name in the tables: the caption has a footnote on it
@@ -24,7 +24,7 @@ FOOTNOTE = "†"
 
 def publish(session: Session, outcome) -> str:
     """Write leaderboard.md, leaderboard.csv and the figures into `config.out`; returns the Markdown."""
-    config, counter = session.config, flops.ModelCounter(session.backbone.model)
+    config, counter = session.config, flops.counter_for(session.backbone.model)
     text_tokens = common_text_length(outcome.cells)
     table = build(config, outcome.cells, outcome.efficiency, counter, text_tokens)
     text = render(config, table, caption(config, outcome, text_tokens))
@@ -102,8 +102,8 @@ def average(done: Mapping[str, Mapping], vanilla: Mapping[str, Mapping], config:
     the documents cancels. {} when a ratio does not exist (vanilla failed or scored 0).
     """
     points, draws = [], []
-    for name, record in done.items():
-        base = vanilla.get(name)
+    for name in averaged(done):
+        record, base = done[name], vanilla.get(name)
         if base is None or base["status"] != "done" or base["metrics"]["score"] == 0:
             return {}
         points.append(record["metrics"]["score"] / base["metrics"]["score"])
@@ -250,7 +250,7 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
     lines = [
         f"Backbone **{Path(config.backbone).name}**, {config.dtype}, on {head['device']['name']}; "
         f"data: {config.suite.title}, documents: {slices}"
-        + (f" (the fixed slice of --limit {config.limit})." if limited else "."),
+        + (f" (the fixed slice of {_limits(config)})." if limited else "."),
         f"Cells: {outcome.computed} computed by this run, {outcome.reused} re-used from files of "
         f"earlier runs{failed}.",
         "Scores are lmms-eval's (0.7.3): %, MME in points, POPE the mean F1 of its parts. Avg. is the mean "
@@ -270,12 +270,30 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
     if config.suite.synthetic:
         lines.append("The images are drawn, so no number here compares with the paper's tables.")
     else:
-        lines += [
-            f"Not comparable to the paper: {b.title} ({b.why})."
-            for b in config.benchmarks
-            if not b.comparable
-        ]
+        lines += _comparable(done, titles)
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _limits(config: RunConfig) -> str:
+    """The `--limit` that gives the run's slices."""
+    given = {config.limit_of(b) for b in config.benchmarks} - {None}
+    return "--limit " + " / ".join(str(n) for n in sorted(given))
+
+
+def _comparable(done: Sequence[Mapping], titles: Mapping[str, str]) -> list[str]:
+    """Which columns can stand beside the paper's, and why the others cannot, in one or two lines."""
+    data = {r["task"]: r["data"] for r in done}
+    alike = [titles[t] for t, d in data.items() if d["comparable_to_paper"]]
+    tasks: dict[str, list[str]] = {}
+    for task, d in data.items():
+        for reason in () if d["comparable_to_paper"] else d["comparability"].split("; "):
+            tasks.setdefault(reason, []).append(titles[task])
+    apart = [f"{', '.join(own)} ({reason})" for reason, own in tasks.items()]
+    lines = [f"Comparable to the paper: {', '.join(alike)}."] if alike else []
+    if len(counted := averaged(data)) < len(data):
+        left = [titles[t] for t in data if t not in counted]
+        lines.append(f"Avg. does not count {', '.join(left)}, which is the same benchmark asked otherwise.")
+    return lines + ([f"Not comparable to the paper: {'; '.join(apart)}."] if apart else [])
 
 
 def read_table(folder: Path) -> pd.DataFrame:

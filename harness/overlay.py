@@ -52,13 +52,14 @@ def run(
     device: str = "cpu",
 ) -> int:
     """Draw one row an image (by default a sparse and a dense scene of Pocket-8), one column a method."""
-    import backbones
+    from backbones.hub.load import load
+    from backbones.hub.options import LoadOptions
     from methods import registry
 
     if images and question is None:
         raise UserError("--images needs --question, what is asked about them")
     pruners = [registry.build(spec, budget=budget) for spec in methods]
-    backbone = backbones.load(backbone_name, device=device)
+    backbone = load(backbone_name, LoadOptions(), device)
     pictures = [_from_file(path, question or "") for path in images] or scenes(question)
     rows = [[look(backbone, pruner, picture) for pruner in pruners] for picture in pictures]
     draw(pictures, methods, rows, [grid_of(backbone, p) for p in pictures], out)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
-import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from harness import atomic
 from harness.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -30,35 +30,42 @@ def write(path: Path, record: dict) -> None:
 
     One top-level key a line: readable, and small diffs.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in record.items())
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("{\n" + body + "\n}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    atomic.replace(path, ("{\n" + body + "\n}\n").encode())
+
+
+class Damaged(UserError):
+    """A file that should be a record of this program and is none."""
 
 
 def read(path: Path) -> dict:
-    """The record at `path`. UserError if it is truncated, no record, or of another schema version."""
+    """The record at `path`. Damaged if it is truncated or no record; UserError if it cannot be read or is of
+    another schema version."""
     fix = "move it away (or pass --fresh) and run again"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {fix}") from error
     except ValueError as error:
-        raise UserError(f"{path} is truncated or no JSON ({error}); {fix}") from error
+        raise Damaged(f"{path} is truncated or no JSON ({error}); {fix}") from error
     if not isinstance(record, dict) or "schema_version" not in record:
-        raise UserError(f"{path} is no result record of this program; {fix}")
+        raise Damaged(f"{path} is no result record of this program; {fix}")
     if record["schema_version"] != SCHEMA_VERSION:
         raise UserError(f"{path} has schema version {record['schema_version']}, not {SCHEMA_VERSION}; {fix}")
     return record
+
+
+def read_or_move_aside(path: Path, say: Callable[[str], None]) -> dict | None:
+    """The record at `path`; None if there is none, or if it is damaged: then it is moved aside, and `say`
+    told. Raises UserError for a record of another schema version.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except Damaged:
+        say(f"DAMAGED record {path}: moved to {atomic.move_aside(path).name}; it is computed anew")
+        return None
 
 
 @functools.cache

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from harness import records
-from harness.config import Cell, RunConfig
+from harness import atomic, journal, processes, records
+from harness.config import Cell, Method, RunConfig
 from harness.errors import UserError
+from harness.local_engine import LocalEngine
+from harness.lock import only_run
+from harness.processes import ALONE, Processes
 from harness.session import Session
+
+
+class Engine(Protocol):
+    """Where cells are computed. session: what the run's cells share."""
+
+    session: Session
+
+    def compute(self, todo: Sequence[Cell], say: Callable[[str], None]) -> Iterator[dict]:
+        """Answer and score the cells; yields each record once it is on disk."""
+        ...
+
+    def measure(self, methods: Sequence[Method]) -> list[dict]:
+        """FLOPs and latency of the methods, vanilla first (see `efficiency.measure`)."""
+        ...
 
 
 @dataclass
@@ -31,24 +48,59 @@ class Outcome:
 def run(config: RunConfig, say: Callable[[str], None] = print) -> int:
     """The whole of `run_all.py`. Returns 0, or 1 if a cell failed or was left out. Raises UserError for bad
     input."""
-    check_writable(config.out)
-    session = Session(config)
-    for line in session.left_out:
-        say(f"LEFT OUT {line}")
-    for line in session.unavailable:
-        say(f"not available here: {line}")
-    outcome = complete(session, say)
+    with processes.joined() as team, contextlib.ExitStack() as held:
+        if not team.first:
+            say = _nothing
+        team.agreed(lambda: _claim(config.out, held), by_first=True)
+        engine = team.agreed(lambda: _start(config, team, held))
+        for line in engine.session.left_out:
+            say(f"LEFT OUT {line}")
+        for line in engine.session.unavailable:
+            say(f"not available here: {line}")
+        outcome = complete(engine, say, team)
+        return team.gather(_publish(engine.session, outcome, say) if outcome else 0)[0]
+
+
+def _nothing(line: str) -> None:
+    """What the processes other than the first say."""
+
+
+def _claim(out: Path, held: contextlib.ExitStack) -> None:
+    check_writable(out)
+    held.enter_context(only_run(out))
+
+
+def _start(config: RunConfig, team: Processes, held: contextlib.ExitStack) -> Engine:
+    if config.engine == "local":
+        return LocalEngine(config, team)
+    if team.size > 1:
+        raise UserError("--engine ray starts its own processes; run it without accelerate launch or torchrun")
+    from harness.ray_engine import RayEngine
+
+    return held.enter_context(contextlib.closing(RayEngine(config)))
+
+
+def _publish(session: Session, outcome: Outcome, say: Callable[[str], None]) -> int:
+    """Write the tables and figures and sum up; the exit code."""
     from harness import leaderboard
 
+    out = session.config.out
     say("\n" + leaderboard.publish(session, outcome))
-    say(f"\nIn {config.out}: leaderboard.md, leaderboard.csv, accuracy_budget.png, accuracy_latency.png")
+    say(f"\nIn {out}: leaderboard.md, leaderboard.csv, accuracy_budget.png, accuracy_latency.png")
+    for record in outcome.cells:
+        reduced = record.get("run", {}).get("batch_size_reduced_to")
+        if reduced:
+            say(f"memory ran out: {_name(record)} was answered in batches of {reduced}")
     for failure in outcome.failed[:10]:
-        method = failure["method"]
-        last_line = failure["error"].strip().splitlines()[-1]
-        say(f"FAILED {failure['task']} / {method['spec']} / {method['budget']}: {last_line}")
+        say(f"FAILED {_name(failure)}: {failure['error'].strip().splitlines()[-1]}")
     if len(outcome.failed) > 10:
         say(f"... and {len(outcome.failed) - 10} more; the records hold the tracebacks")
     return 1 if outcome.failed or outcome.left_out else 0
+
+
+def _name(record: dict) -> str:
+    method = record["method"]
+    return f"{record['task']} / {method['spec']} / {method['budget']}"
 
 
 def check_writable(out: Path) -> None:
@@ -64,105 +116,76 @@ def check_writable(out: Path) -> None:
         ) from error
 
 
-def complete(session: Session, say: Callable[[str], None]) -> Outcome:
-    """Compute what is missing; every record of the run."""
-    config, cells = session.config, session.cells
-    found = {cell.key: _finished(cell, config) for cell in cells}
-    todo = [c for c in cells if found[c.key] is None]
+def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE) -> Outcome | None:
+    """Compute what is missing; every record of the run. None in all processes but the first."""
+    session = engine.session
+    config = session.config
+    team.agreed(lambda: len(session.cells), by_first=True)  # draws Pocket-8 if need be
+    cells = session.cells
+    found: dict[str, dict | None] = {}
+
+    def prepare() -> list[str]:
+        found.update(_prepare(cells, config, say))
+        return [c.key for c in cells if found[c.key] is None]
+
+    keys = set(team.agreed(prepare, by_first=True))
+    todo = [c for c in cells if c.key in keys]
+    team.agreed(lambda: _check_equal(len(todo), len(keys)))
     reused = len(cells) - len(todo)
     say(
         f"{len(cells)} cells ({len(session.documents)} tasks x {len(session.methods)} methods and budgets): "
         f"{reused} finished earlier in {config.out} are re-used, {len(todo)} to compute"
+        + (f", by {team.size} processes" if team.size > 1 else "")
     )
-    for record in _compute(session, todo):
+    for record in engine.compute(todo, say):
         found[record["key"]] = record
-    efficiency = _efficiency(session)
+    if not team.first:
+        return None
+    efficiency = _efficiency(engine, say)
     ordered = [found[c.key] for c in cells]
     failed = [r for r in (*ordered, *efficiency) if r["status"] == "failed"]
     return Outcome(ordered, efficiency, reused, len(todo), failed, session.left_out)
 
 
-def _finished(cell: Cell, config: RunConfig) -> dict | None:
-    path = cell.record_path(config.out)
-    if config.fresh or not path.exists():
-        return None
-    record = records.read(path)
-    return record if record["status"] == "done" else None
+def _prepare(cells: Sequence[Cell], config: RunConfig, say: Callable[[str], None]) -> dict[str, dict | None]:
+    """Each cell's finished record, None where there is none; what a killed run or a damaged disk left behind
+    is put right, and `say` told."""
+    for path in atomic.remove_unfinished(config.out):
+        say(f"removed {path}: a run was killed while it wrote this; nothing else was lost")
+    found: dict[str, dict | None] = {}
+    for cell in cells:
+        record = None
+        if not config.fresh:
+            record = records.read_or_move_aside(cell.record_path(config.out), say)
+        found[cell.key] = record if record and record["status"] == "done" else None
+        if config.fresh:
+            journal.remove(cell.journal_path(config.out))
+        elif found[cell.key] is None:
+            for line in journal.mend(cell.journal_path(config.out)):
+                say(line)
+    return found
 
 
-def _compute(session: Session, todo: Sequence[Cell]) -> Iterator[dict]:
-    """Answer and score the cells, task by task; yields each record once it is on disk."""
-    if not todo:
-        return
-    from tqdm import tqdm
-
-    from harness.sweep import answer_all
-
-    config = session.config
-    with tqdm(total=len(todo), desc="cells", unit="cell", position=0, disable=None) as overall:
-        for documents in session.documents:
-            cells = [c for c in todo if c.benchmark is documents.benchmark]
-            if not cells:
-                continue
-            if config.fresh:
-                for cell in cells:
-                    cell.journal_path(config.out).unlink(missing_ok=True)
-            task = session.task(documents)
-            seats = session.seats(documents, cells, config.out)
-            questions = list(map(seats[0].model.question, task.instances))
-            pending = sum(len(s.model.missing(questions)) for s in seats)
-            title = documents.benchmark.title
-            with tqdm(
-                total=pending, desc=title, unit="answer", position=1, leave=False, disable=None
-            ) as inner:
-
-                def progress(seat, answers: int, bar=inner) -> None:
-                    method = seat.cell.method
-                    bar.set_postfix_str(f"{method.spec} {method.budget or ''}", refresh=False)
-                    bar.update(answers)
-
-                answer_all(session.backbone, task, seats, config.batch_size, time.perf_counter, progress)
-            for seat in seats:
-                yield _close(session, seat, task, documents)
-                overall.update()
+def _check_equal(mine: int, wanted: int) -> None:
+    if mine != wanted:
+        raise UserError(
+            "the processes do not agree on the cells: they must have the same packages, checkpoint and data"
+        )
 
 
-def _close(session: Session, seat, task, documents) -> dict:
-    """Score one answered cell and write its record; a failure in the scoring is the cell's failure."""
-    from harness import accuracy
-
-    if seat.error is None:
-        try:
-            record = accuracy.cell_record(session, seat, task, documents)
-        except UserError:
-            raise
-        except Exception:
-            seat.error = traceback.format_exc(limit=-4)
-    if seat.error is not None:
-        record = accuracy.failure_record(session, seat)
-    records.write(seat.cell.record_path(session.config.out), record)
-    return record
-
-
-def _efficiency(session: Session) -> list[dict]:
+def _efficiency(engine: Engine, say: Callable[[str], None]) -> list[dict]:
     """One record a method: read if there, else measured together with vanilla in one interleaved session."""
     from harness import efficiency
 
+    session = engine.session
     config = session.config
     paths = {m: efficiency.record_path(config.out, m, efficiency.key(session, m)) for m in session.methods}
-    found = {m: records.read(p) for m, p in paths.items() if p.exists() and not config.fresh}
-    missing = [m for m in session.methods if m not in found or found[m]["status"] != "done"]
+    found = {} if config.fresh else {m: records.read_or_move_aside(p, say) for m, p in paths.items()}
+    missing = [m for m in session.methods if not found.get(m) or found[m]["status"] != "done"]
     if missing:
-        from tqdm import tqdm
-
         vanilla = session.methods[0]
         together = [vanilla, *(m for m in missing if m is not vanilla)]
-        probes = efficiency.choose(session.probes())
-        with tqdm(
-            total=config.latency_repeats * len(together), desc="latency", unit="prefill", disable=None
-        ) as bar:
-            measured = efficiency.measure(config, session.backbone, together, probes, bar.update)
-        for method, result in zip(together, measured):
+        for method, result in zip(together, engine.measure(together)):
             if method in missing:
                 found[method] = {
                     **session.header(),

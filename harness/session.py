@@ -28,21 +28,30 @@ class Session:
     def __init__(self, config: RunConfig):
         from harness.quiet import prepare_environment
 
-        prepare_environment()
+        prepare_environment(offline=not config.load.download)
+        from safetensors import SafetensorError
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.config = config
-        self.backbone = self._load()
+        if not config.suite.synthetic:
+            self.sources  # noqa: B018  missing data shows before a large model is read
+        try:
+            self.backbone = self._load()
+        except SafetensorError as error:
+            raise UserError(
+                f"checkpoint {config.backbone}: a safetensors file is damaged ({error}); restore it or "
+                "download it anew"
+            ) from error
         self.described = self.backbone.describe()
         self.methods = self._methods()
         self.device_name = device_name(config.device)
 
     def _load(self):
-        import backbones
+        from backbones.hub.load import load
 
         config = self.config
-        return backbones.load(config.backbone, device=config.device, dtype=config.dtype)
+        return load(config.backbone, config.load, config.device, config.dtype)
 
     def pruner(self, method: Method):
         """A fresh pruner object of the method."""
@@ -102,18 +111,20 @@ class Session:
         }
 
     @functools.cached_property
+    def sources(self) -> list:
+        """The files of each benchmark, in table order (harness.sources.Source)."""
+        from harness.sources import locate
+
+        config = self.config
+        return [locate(config.suite, b, config.data, config.load.download) for b in config.benchmarks]
+
+    @functools.cached_property
     def documents(self) -> list:
         """The slice of each benchmark, in table order (harness.lmms_tasks.Documents)."""
         from harness.lmms_tasks import Documents
 
-        root = self.config.data
-        if root is None:
-            from harness import pocket8
-
-            root = pocket8.ensure()
-        return [
-            Documents(b, root, self.config.suite.split, self.config.limit) for b in self.config.benchmarks
-        ]
+        config = self.config
+        return [Documents(b, s, config.limit_of(b)) for b, s in zip(config.benchmarks, self.sources)]
 
     @functools.cached_property
     def cells(self) -> list[Cell]:
@@ -153,13 +164,16 @@ class Session:
         model.task_dict[task.config.task] = task.dataset
         return model
 
-    def seats(self, documents, cells: Sequence[Cell], out: Path) -> list:
-        """The cells' places in a sweep over `documents`, with their journals below `out`."""
+    def seats(self, documents, cells: Sequence[Cell], out: Path, rank: int | None = None) -> list:
+        """The cells' places in a sweep over `documents`, with their journals below `out`.
+
+        rank: of the process, where several answer the cells together.
+        """
         from harness.sweep import Seat
 
         seats = []
         for cell in cells:
-            journal = Journal(cell.journal_path(out))
+            journal = Journal(cell.journal_path(out), rank)
             seats.append(
                 Seat(cell, self.model(documents, build_pruner(cell.method), journal, cell.answers_key))
             )

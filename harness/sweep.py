@@ -7,30 +7,48 @@ vision tower runs once an image for all methods that read the same tower output.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+from harness import memory
 from harness.adapter import PrunedModel
-from harness.answering import batches
+from harness.answering import Question, batches
 from harness.config import Cell
 from harness.errors import UserError
+from harness.journal import Answer
 
 #: enough for a batch of every family's images and all signals; older images go first
 VISION_CACHE_BYTES = 2 << 30
 
 
 @dataclass
-class Seat:
-    """A cell in the sweep: its adapter, seconds spent in it, answers computed now, and its error if it
-    failed.
+class Report:
+    """How answering a cell went: seconds spent in it, answers computed, the traceback if it failed, and the
+    batch size that it came down to because memory ran out (None: it did not).
     """
 
-    cell: Cell
-    model: PrunedModel
     seconds: float = 0.0
     computed: int = 0
     error: str | None = None
+    reduced: int | None = None
+
+    def add(self, other: Report) -> None:
+        """Take in what another process did for the cell at the same time."""
+        self.seconds = max(self.seconds, other.seconds)
+        self.computed += other.computed
+        self.error = self.error or other.error
+        self.reduced = min((r for r in (self.reduced, other.reduced) if r), default=None)
+
+
+@dataclass
+class Seat:
+    """A cell in the sweep, its adapter, and how it went."""
+
+    cell: Cell
+    model: PrunedModel
+    report: Report = field(default_factory=Report)
 
 
 def answer_all(
@@ -41,12 +59,33 @@ def answer_all(
     clock: Callable[[], float],
     progress: Callable[[Seat, int], None] = lambda seat, answers: None,
     cache_bytes: int | None = VISION_CACHE_BYTES,
+    part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Fill the seats' journals with every missing answer.
+    """Fill the seats' journals with every missing answer of this part; `progress` hears how many were tried.
 
-    task: a lmms-eval task whose requests are built. A cell is abandoned on its first exception (its `error`
-    holds the traceback); the others go on. UserError and interrupts pass through. cache_bytes None: no vision
-    cache.
+    Otherwise as `answered`.
+    """
+    for seat, tried, _ in answered(backbone, task, seats, batch_size, clock, cache_bytes, part):
+        progress(seat, tried)
+
+
+def answered(
+    backbone,
+    task,
+    seats: Sequence[Seat],
+    batch_size: int,
+    clock: Callable[[], float],
+    cache_bytes: int | None = VISION_CACHE_BYTES,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[Seat, int, list[Answer]]]:
+    """Compute the seats' missing answers batch by batch and journal them; yields each seat that had its turn,
+    how many questions it was asked, and its answers (fewer if it failed).
+
+    task: a lmms-eval task whose requests are built. cache_bytes None: no vision cache. part: (i, n), for
+    every n-th batch beginning with the i-th; n processes that start from equal journals share the work so.
+
+    Out of memory: the seat's batches are halved, down to one question. A cell is abandoned on its first other
+    exception (its `error` holds the traceback); the others go on. UserError and interrupts pass through.
     """
     requests = list(task.instances)
     for seat in seats:
@@ -54,33 +93,51 @@ def answer_all(
     questions = [seats[0].model.question(r) for r in requests]
     missing = [set(seat.model.missing(questions)) for seat in seats]
     wanted = sorted(set().union(*missing))
-    cache = backbone.vision_cache(cache_bytes) if cache_bytes is not None else _nothing()
+    first, step = part
+    cache = backbone.vision_cache(cache_bytes) if cache_bytes is not None else contextlib.nullcontext()
     with cache:
-        for batch in batches([questions[i] for i in wanted], batch_size):
+        for batch in batches([questions[i] for i in wanted], batch_size)[first::step]:
             places = [wanted[i] for i in batch]
-            shared = None
+            prepared = _Prepared(requests, places)
             for seat, lacking in zip(seats, missing):
                 todo = [p for p in places if p in lacking]
-                if seat.error or not todo:
+                if seat.report.error or not todo:
                     continue
                 start = clock()
-                try:
-                    if len(todo) < len(places):  # resumed in the middle of a batch
-                        inputs = seat.model.inputs([requests[p] for p in todo])
-                    else:
-                        shared = shared or seat.model.inputs([requests[p] for p in places])
-                        inputs = dict(shared)
-                    seat.model.answer([questions[p] for p in todo], inputs)
-                except UserError:
-                    raise
-                except Exception:
-                    seat.error = traceback.format_exc(limit=-4)
-                seat.seconds += clock() - start
-                seat.computed += 0 if seat.error else len(todo)
-                progress(seat, len(todo))
+                answers = _answer(seat, questions, todo, prepared)
+                seat.report.seconds += clock() - start
+                seat.report.computed += len(answers)
+                yield seat, len(todo), answers
 
 
-def _nothing():
-    from contextlib import nullcontext
+class _Prepared:
+    """Model inputs of a batch's places, made when first asked for and shared by the seats."""
 
-    return nullcontext()
+    def __init__(self, requests: Sequence, places: list[int]):
+        self._requests, self._places, self._inputs = requests, places, None
+
+    def inputs(self, model: PrunedModel, places: list[int]) -> dict:
+        if places != self._places:  # resumed in the middle of a batch, or memory ran out
+            return model.inputs([self._requests[p] for p in places])
+        self._inputs = self._inputs or model.inputs([self._requests[p] for p in places])
+        return dict(self._inputs)
+
+
+def _answer(seat: Seat, questions: Sequence[Question], todo: list[int], prepared: _Prepared) -> list[Answer]:
+    """Answer `todo` in as large pieces as memory holds; sets the seat's error if one alone does not fit."""
+    answers: list[Answer] = []
+    while len(answers) < len(todo):
+        piece = todo[len(answers) :][: seat.report.reduced]
+        try:
+            answers += seat.model.answer([questions[p] for p in piece], prepared.inputs(seat.model, piece))
+        except UserError:
+            raise
+        except Exception as error:
+            if len(piece) == 1 or not memory.is_out_of_memory(error):
+                seat.report.error = traceback.format_exc(limit=-4)
+                return answers
+            seat.report.reduced = len(piece) // 2
+        else:
+            continue
+        memory.release()
+    return answers

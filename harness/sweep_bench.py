@@ -74,8 +74,8 @@ def _answer(session: Session, out: Path, together: bool) -> tuple[float, dict]:
                 answer_all(session.backbone, task, group, 1, time.perf_counter, cache_bytes=None)
             seconds += time.perf_counter() - start
         for seat in seats:
-            if seat.error:
-                raise RuntimeError(f"cell {seat.cell.name} failed:\n{seat.error}")
+            if seat.report.error:
+                raise RuntimeError(f"cell {seat.cell.name} failed:\n{seat.report.error}")
             for answer in seat.model.journal.answers.values():
                 answers[seat.cell.benchmark.name, seat.cell.key, answer.row] = answer.text
     return seconds, answers

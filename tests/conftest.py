@@ -47,6 +47,27 @@ def tiny_qwen_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def hub_checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """Folders of random checkpoints as the hub has them (shards, a file for the image processor), by
+    family."""
+    from backbones.random_checkpoint import make
+
+    root = tmp_path_factory.mktemp("hub")
+    return {
+        "llava": make("llava-1.5", root / "tiny-llava", hub_layout=True),
+        "qwen2_5_vl": make("qwen2.5-vl", root / "tiny-qwen", hub_layout=True),
+    }
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory) -> Path:
+    """A mirror of the eight data sets in the hub's layout and schemas. Tests that change files copy it."""
+    from harness import synthetic_mirror
+
+    return synthetic_mirror.write(tmp_path_factory.mktemp("mirror"))
+
+
+@pytest.fixture(scope="session")
 def qwen(tiny_qwen_checkpoint):
     """The tiny Qwen2.5-VL checkpoint, loaded as the harness loads backbones."""
     import backbones

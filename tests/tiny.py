@@ -1,93 +1,17 @@
-"""A complete tiny random LLaVA-1.5 checkpoint folder: 112 px, patch 14, so 64 visual tokens; about 100k
-parameters.
-"""
-
-from __future__ import annotations
+"""The tiny random LLaVA-1.5 of `backbones.random_checkpoint`, by the names that tests use."""
 
 from pathlib import Path
 
-IMAGE_SIZE, LAYERS, VISUAL_TOKENS = 112, 6, 64
-
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}USER: "
-    "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }} {% endfor %}"
-    "{% else %}ASSISTANT: {{ m['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+from backbones.random_checkpoint import make
+from backbones.random_checkpoint.llava import (  # noqa: F401
+    IMAGE_SIZE,
+    LAYERS,
+    TEMPLATE,
+    VISUAL_TOKENS,
+    make_model,
+    make_tokenizer,
 )
-CORPUS = [
-    "Is there a red box in the image? Answer the question using a single word or phrase.",
-    "yes no A B C D",
-]
-
-
-def make_tokenizer():
-    """Byte-level BPE: any text round-trips, Chinese too."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", inner.token_to_id("<s>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        padding_side="left", extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
-
-
-def make_model(tokenizer, kv_heads: int = 2, seed: int = 0):
-    """A random LlavaForConditionalGeneration with grouped heads (4 query heads on `kv_heads`)."""
-    import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    torch.manual_seed(seed)
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        image_size=IMAGE_SIZE, patch_size=14, projection_dim=32,
-    )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=80, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=kv_heads, max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=VISUAL_TOKENS, vision_feature_layer=-2, vision_feature_select_strategy="default",
-    )  # fmt: skip
-    return LlavaForConditionalGeneration(config).eval()
 
 
 def make_checkpoint(path: Path) -> Path:
-    """Write the folder; AutoProcessor and AutoModelForImageTextToText load it offline."""
-    from transformers import CLIPImageProcessor, GenerationConfig, LlavaProcessor
-
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        ),
-        tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )  # fmt: skip
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return Path(path)
+    return make("llava-1.5", path)

@@ -1,110 +1,17 @@
-"""A complete tiny random Qwen2.5-VL checkpoint folder: images of 4 to 48 visual tokens, windows of 2 x 2 of
-them, 6 decoder layers with grouped heads; about 300k parameters, and attention that is not flat.
-"""
-
-from __future__ import annotations
+"""The tiny random Qwen2.5-VL of `backbones.random_checkpoint`, by the names that tests use."""
 
 from pathlib import Path
 
-LAYERS, MIN_TOKENS, MAX_TOKENS = 6, 4, 48
-UNIT = 28  # pixels of a visual token's side
-
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+from backbones.random_checkpoint import make
+from backbones.random_checkpoint.qwen2_5_vl import (  # noqa: F401
+    LAYERS,
+    MAX_TOKENS,
+    MIN_TOKENS,
+    UNIT,
+    make_model,
+    make_tokenizer,
 )
-SPECIAL = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-    "<|video_pad|>",
-]  # fmt: skip
-
-
-def make_tokenizer():
-    """Byte-level BPE with Qwen's special tokens and no beginning-of-sequence token."""
-    from tiny import CORPUS
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
-        extra_special_tokens={
-            "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
-            "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>",
-        },
-    )  # fmt: skip
-
-
-def make_model(tokenizer, seed: int = 0):
-    """A random Qwen2_5_VLForConditionalGeneration; 2 of its tower's 4 blocks see the whole image."""
-    import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    ids = tokenizer.convert_tokens_to_ids
-    config = Qwen2_5_VLConfig(
-        vision_config=dict(
-            depth=4, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64,
-            window_size=2 * UNIT, fullatt_block_indexes=[1, 3],
-        ),
-        text_config=dict(
-            hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=4,
-            num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=2048,
-            use_sliding_window=False, pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 3, 3]),
-        ),
-        image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
-    )  # fmt: skip
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
-        if p.ndim >= 2:
-            p.data.normal_(0, 1.0 / p[0].numel() ** 0.5, generator=generator)
-        elif name.endswith("bias"):
-            p.data.normal_(0, 0.1, generator=generator)
-        else:
-            p.data.uniform_(0.8, 1.2, generator=generator)
-        if any(part in name for part in ("q_proj.weight", "k_proj.weight", "qkv.weight")):
-            p.data.mul_(1.6)
-        if "embed_tokens" in name:
-            p.data.normal_(0, 1.0, generator=generator)
-    return model
 
 
 def make_checkpoint(path: Path) -> Path:
-    """Write the folder; AutoProcessor and AutoModelForImageTextToText load it offline."""
-    from transformers import (
-        GenerationConfig,
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-    )
-
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(
-            size={"shortest_edge": MIN_TOKENS * UNIT**2, "longest_edge": MAX_TOKENS * UNIT**2}
-        ),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=TEMPLATE,
-    )
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return Path(path)
+    return make("qwen2.5-vl", path)

@@ -17,7 +17,7 @@ from harness.closed_form import closed_form_head, closed_form_layer
 from harness.errors import UserError
 from harness.scoring import statistic
 from harness.stats import Units, interval
-from harness.tasks import BENCHMARKS
+from harness.tasks import BENCHMARKS, averaged
 
 #: a cell by (task, method spec, budget)
 Address = tuple[str, str, "int | float | None"]
@@ -208,7 +208,7 @@ def _leaderboard(run: Run) -> Iterator[Finding]:
             ratios = [
                 r["metrics"]["score"] / vanilla[t]["metrics"]["score"]
                 for t, r in mine.items()
-                if t in vanilla
+                if t in vanilla and t in averaged(mine)
             ]
             yield _agree(where, "average %", 100 * float(np.mean(ratios)), row["average"], path)
         cost = run.efficiency.get((row["method"], budget))

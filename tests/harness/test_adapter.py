@@ -11,7 +11,12 @@ from harness.answering import Question, batches, capped, generate_arguments
 from harness.journal import Journal
 from harness.lmms_tasks import Documents, build
 from harness.quiet import silenced
+from harness.sources import flat
 from harness.tasks import BENCHMARKS
+
+
+def documents(name: str, data, limit: int) -> Documents:
+    return Documents(BENCHMARKS[name], flat(BENCHMARKS[name], data, "eval"), limit)
 
 
 def evaluate(model, tasks):
@@ -32,7 +37,7 @@ def evaluate(model, tasks):
 def test_several_tasks_in_one_evaluation(backbone, tiny_data, tmp_path):
     from methods import registry
 
-    tasks = [build(Documents(BENCHMARKS[n], tiny_data, "eval", 4)) for n in ("gqa", "mme", "textvqa")]
+    tasks = [build(documents(n, tiny_data, 4)) for n in ("gqa", "mme", "textvqa")]
     row_of = lambda task, doc_id: 1000 * [t.config.task for t in tasks].index(task) + doc_id  # noqa: E731
     texts = {}
     for size in (1, 5):
@@ -54,12 +59,11 @@ def test_errors_are_not_answers(backbone, tiny_data, tmp_path):
 
     model = PrunedModel(backbone, pruner, Journal(tmp_path / "j"), identity={}, max_new_tokens=3)
     with pytest.raises(RuntimeError, match="broken pruner"):
-        evaluate(model, [build(Documents(BENCHMARKS["pope"], tiny_data, "eval", 2))])
+        evaluate(model, [build(documents("pope", tiny_data, 2))])
 
 
 def test_a_blind_model_sees_grey(backbone, tiny_data, tmp_path):
-    documents = Documents(BENCHMARKS["gqa"], tiny_data, "eval", 2)
-    task = build(documents)
+    task = build(documents("gqa", tiny_data, 2))
     with silenced():
         task.build_all_requests()
     seen = {}

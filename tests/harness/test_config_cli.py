@@ -10,7 +10,7 @@ import pytest
 from harness import cli
 from harness.config import digest, parse_budget
 from harness.errors import UserError
-from harness.tasks import BENCHMARKS, parse_tasks
+from harness.tasks import BENCHMARKS, EIGHT, parse_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +60,8 @@ def test_digest_is_stable_and_sensitive():
 
 
 def test_every_benchmark_says_whether_it_compares():
-    assert len(BENCHMARKS) == 8 and all(b.why for b in BENCHMARKS.values())
+    assert len(EIGHT) == 8 and all(b.why for b in BENCHMARKS.values())
+    assert {b.variant_of for b in BENCHMARKS.values()} == {None, "textvqa"}
 
 
 def test_help_answers_within_a_second():
@@ -103,6 +104,8 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_checkpoint, tiny_data, tmp_p
     assert "-4" in refused("--budget", "-4")
     assert "all" in refused("--limit", "some")
     assert "cpu" in refused("--device", "tpu")
+    assert "--engine ray" in refused("--workers", "2")
+    assert "--engine ray" in refused("--address", "auto")
     assert "--data" in refused("--data", str(tmp_path / "nowhere"))
     assert not list(tmp_path.glob("**/*.json")), "nothing was written"
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from harness import records
+from harness import atomic, records
 from harness.errors import UserError
-from harness.journal import Answer, Journal
+from harness.journal import Answer, Journal, mend, remove
 
 
 def answer(row: int) -> Answer:
@@ -44,6 +44,71 @@ def test_a_damaged_line_is_named_and_left_alone(tmp_path, damage):
     with pytest.raises(UserError, match=r"j\.jsonl line 1 is damaged.*--fresh"):
         Journal(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage", [b"{broken", b"[]", b'{"row": 1}', b"", b"\xff\xfe", b'{"row": 1, "visual_']
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_mending_sets_unreadable_lines_aside(tmp_path, damage, last):
+    path = tmp_path / "j.jsonl"
+    Journal(path).append([answer(0), answer(1)])
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], lines[1], damage] if last else [damage, *lines, b""]))
+    (said,) = mend(path) if damage or not last else ["j.jsonl, line 3: j.jsonl.broken"]
+    assert f"{path.name}, line {3 if last else 1}: " in said and "j.jsonl.broken" in said
+    assert path.read_bytes().splitlines() == lines and path.read_bytes().endswith(b"\n")
+    if damage or not last:
+        assert (tmp_path / "j.jsonl.broken").read_bytes() == damage + b"\n"
+    assert list(mend(path)) == [] and set(Journal(path).answers) == {(0, "p"), (1, "p")}
+
+
+def test_mending_keeps_a_whole_last_line_without_its_newline(tmp_path):
+    path = tmp_path / "j.jsonl"
+    Journal(path).append([answer(0), answer(1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert list(mend(path)) == [] and path.read_bytes() == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["j.jsonl"]
+
+
+def test_several_processes_write_files_of_their_own(tmp_path):
+    path = tmp_path / "a.b" / "j.jsonl"
+    Journal(path).append([answer(0)])
+    first, second = Journal(path, rank=0), Journal(path, rank=1)
+    first.append([answer(1)])
+    second.append([answer(2)])
+    second.append([answer(3), answer(1)])
+    assert list(Journal(path, rank=2).answers) == [(0, "p")], "all begin from the same answers"
+    assert list(mend(path)) == [] and [p.name for p in path.parent.iterdir()] == ["j.jsonl"]
+    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+    Journal(path, rank=2).append([answer(4)])
+    remove(path)
+    assert list(path.parent.iterdir()) == [] and list(mend(path)) == []
+
+
+def test_a_damaged_record_is_moved_aside_under_a_free_name(tmp_path):
+    path, said = tmp_path / "r.json", []
+    assert records.read_or_move_aside(path, said.append) is None and not said
+    for name in ("r.json.broken", "r.json.broken2"):
+        path.write_text('{"schema_ver' + name)
+        assert records.read_or_move_aside(path, said.append) is None
+        assert said.pop() == f"DAMAGED record {path}: moved to {name}; it is computed anew"
+        assert (tmp_path / name).read_text().endswith(name) and not path.exists()
+    path.write_text('{"schema_version": 99}')
+    with pytest.raises(UserError, match="schema version 99"):
+        records.read_or_move_aside(path, said.append)
+    assert path.exists()
+
+
+def test_unfinished_writes_are_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / "a" / "r.json", tmp_path / "a" / "x.tmp", tmp_path / ".lock"]
+    (tmp_path / "a").mkdir()
+    for path in kept:
+        path.touch()
+    cut = tmp_path / "a" / ".r.json.abc.tmp"
+    cut.write_text("{")
+    assert atomic.remove_unfinished(tmp_path) == [cut] and all(p.exists() for p in kept)
 
 
 def test_an_answer_to_another_prompt_is_another_answer(tmp_path):

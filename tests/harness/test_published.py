@@ -35,7 +35,7 @@ def test_every_cell_of_the_papers_tables_is_there(tables):
     sizes = {name: (len(t.rows), len(t.tasks)) for name, t in tables.accuracy.items()}
     assert sizes == {"table1": (16, 8), "table2": (10, 5)}
     assert len(tables.efficiency["table3"].rows) == 4 and len(tables.ablation["table4"].rows) == 6
-    assert set(tables.accuracy["table1"].tasks) == set(BENCHMARKS)
+    assert set(tables.accuracy["table1"].tasks) == set(BENCHMARKS) - {"textvqa"}, "58.2 is with OCR tokens"
     for table in (*tables.accuracy.values(), *tables.efficiency.values()):
         assert shapes.load(table.backbone).name == table.backbone
 

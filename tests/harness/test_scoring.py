@@ -8,6 +8,7 @@ import pytest
 from harness.accuracy import evaluate
 from harness.lmms_tasks import Documents, build
 from harness.scoring import statistic
+from harness.sources import flat
 from harness.tasks import BENCHMARKS
 
 
@@ -29,7 +30,7 @@ class Table:
 
 
 def run(data, name, say, limit=None):
-    documents = Documents(BENCHMARKS[name], data, "eval", limit)
+    documents = Documents(BENCHMARKS[name], flat(BENCHMARKS[name], data, "eval"), limit)
     model = Table(documents, say)
     result, official = evaluate(build(documents), model, documents)
     return result, official, model.prompts
@@ -46,7 +47,7 @@ def test_gqa(tiny_data):
 
 
 def test_gqa_shows_each_question_its_image(tiny_data):
-    documents = Documents(BENCHMARKS["gqa"], tiny_data, "eval")
+    documents = Documents(BENCHMARKS["gqa"], flat(BENCHMARKS["gqa"], tiny_data, "eval"))
     task = build(documents)
     from PIL import ImageColor
     from synthetic import COLORS
@@ -140,8 +141,8 @@ def test_missing_data_is_named(tmp_path):
     from harness.errors import UserError
 
     with pytest.raises(UserError, match=r"no data for pope.*eval\.parquet"):
-        Documents(BENCHMARKS["pope"], tmp_path, "eval")
+        Documents(BENCHMARKS["pope"], flat(BENCHMARKS["pope"], tmp_path, "eval"))
     (tmp_path / "pope").mkdir()
     (tmp_path / "pope" / "eval.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(UserError, match="no readable parquet"):
-        Documents(BENCHMARKS["pope"], tmp_path, "eval")
+        Documents(BENCHMARKS["pope"], flat(BENCHMARKS["pope"], tmp_path, "eval"))

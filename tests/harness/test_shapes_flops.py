@@ -14,7 +14,7 @@ from harness.three_counters import ThreeCounters, torch_macs
 from methods import registry
 
 #: parameters of the published checkpoints, in 1e9
-PARAMETERS = {"llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "qwen2.5-vl-7b": 8.29}
+PARAMETERS = {"llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "qwen2.5-vl-3b": 3.75, "qwen2.5-vl-7b": 8.29}
 
 
 @pytest.fixture(scope="module", params=shapes.available())
@@ -22,7 +22,7 @@ def counters(request):
     return ThreeCounters(shapes.load(request.param))
 
 
-def test_the_three_shapes_are_there():
+def test_the_shapes_are_there():
     assert set(shapes.available()) == set(PARAMETERS)
     for name in PARAMETERS:
         assert shapes.load(name).visual_tokens == 576

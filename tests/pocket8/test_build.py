@@ -11,6 +11,7 @@ from harness.lmms_tasks import Documents
 from harness.lmms_tasks import build as build_task
 from harness.pocket8 import build, documents
 from harness.pocket8.scenes import render
+from harness.sources import flat
 from harness.tasks import BENCHMARKS
 
 COLUMNS = {
@@ -77,7 +78,7 @@ def test_training_prompt_and_target_are_lmms_evals(root, task):
     """The trainer words a row just as lmms-eval's task does, and lmms-eval counts the trained answer as
     right.
     """
-    rows = Documents(BENCHMARKS[task], root, "eval")
+    rows = Documents(BENCHMARKS[task], flat(BENCHMARKS[task], root, "eval"))
     upstream = build_task(rows)
     for doc in upstream.test_docs():
         assert upstream.doc_to_text(doc) == documents.prompt(task, doc)
@@ -94,7 +95,7 @@ def _credit(score, doc) -> float:
 
 @pytest.mark.parametrize("task", ["pope", "mmbench_cn", "gqa"])
 def test_an_images_name_leads_to_its_scene(root, task):
-    found = Documents(BENCHMARKS[task], root, "eval")
+    found = Documents(BENCHMARKS[task], flat(BENCHMARKS[task], root, "eval"))
     pixels = found.rows[3]["image"] if task != "gqa" else None
     scene = build.scene_of(found.image_names[3])
     if pixels is None:

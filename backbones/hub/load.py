@@ -1,0 +1,155 @@
+"""Load a checkpoint with options: several devices, quantised weights, image and prompt conventions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from backbones.backbone import Backbone, from_folder
+from backbones.hub import find as finding
+from backbones.hub.options import LoadOptions
+from harness.errors import UserError
+
+#: LLaVA's own code (arXiv 2310.03744; conversation template vicuna_v1) puts this ahead of the first turn
+SYSTEM_SENTENCE = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+#: parts that stay in the run's dtype: methods read the tower, and quantising these saves next to nothing
+_NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "model.visual", "lm_head"]
+
+
+@dataclass
+class HubBackbone(Backbone):
+    """facts: what `describe` adds: repository, revision, and the options that change answers."""
+
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, object]:
+        return {**super().describe(), **self.facts}
+
+
+def load(
+    name: str,
+    options: LoadOptions,
+    device: str = "cpu",
+    dtype: str = "float32",
+    say: Callable[[str], None] = print,
+) -> Backbone:
+    """A backbone by short name, folder or hub id. Raises UserError if there is none, if it cannot be used, or
+    if an option does not suit it."""
+    found = finding.find(name, options.revision, options.download, say)
+    if options.device_map or options.quantize:
+        model = _spread(found.folder, found.name, options, device, dtype)
+        backbone = _with_processor(found.folder, found.name, model)
+    else:
+        backbone = from_folder(found.folder, found.name, device, dtype)
+    facts: dict[str, object] = {}
+    if found.repo or found.revision:
+        facts |= {"repository": found.repo, "revision": found.revision}
+    if options.quantize:
+        facts["quantized"] = options.quantize
+    facts |= _prepare(backbone, options)
+    return HubBackbone(backbone.name, backbone.model, backbone.processor, backbone.folder, facts)
+
+
+def _spread(folder: Path, name: str, options: LoadOptions, device: str, dtype: str) -> torch.nn.Module:
+    """The model, placed by accelerate as it is read: over several devices, or quantised."""
+    from transformers import AutoModelForImageTextToText
+
+    extra: dict[str, object] = {"device_map": options.device_map or {"": device}}
+    if options.quantize:
+        extra["quantization_config"] = _quantization(options.quantize, dtype)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **extra,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model.eval()
+
+
+def _quantization(kind: str, dtype: str):
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"--quantize {kind} needs bitsandbytes: pip install 'visual-token-pruning-bench[quantize]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    # it says at every call that 8-bit products are in float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTISED)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=_NOT_QUANTISED,
+    )
+
+
+def _with_processor(folder: Path, name: str, model: torch.nn.Module) -> Backbone:
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the processor of {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    backbone = Backbone(name, model, processor, folder)
+    backbone.family  # noqa: B018  an unsupported family shows here
+    return backbone
+
+
+def _prepare(backbone: Backbone, options: LoadOptions) -> dict[str, object]:
+    """Change the processor as the options say; what a record must tell of it beside its digests."""
+    llava = backbone.family == "llava"
+    if llava and (options.min_pixels or options.max_pixels):
+        raise UserError(f"--min-pixels, --max-pixels: {backbone.name} takes images of one size only")
+    if llava:
+        return _original_inputs(backbone.processor) if options.llava_inputs == "original" else {}
+    limit_pixels(backbone.processor.image_processor, options.min_pixels, options.max_pixels)
+    return {}
+
+
+def _original_inputs(processor) -> dict[str, object]:
+    """Images and prompts as LLaVA's own code makes them: images padded to squares with the mean colour, where
+    the Hugging Face conversion crops; its sentence ahead of the first turn, which the conversion left out."""
+    from transformers import LlavaImageProcessor
+
+    own = processor.image_processor
+    processor.image_processor = LlavaImageProcessor(
+        do_pad=True,
+        size=dict(own.size),
+        crop_size=dict(own.crop_size),
+        resample=own.resample,
+        image_mean=own.image_mean,
+        image_std=own.image_std,
+        rescale_factor=own.rescale_factor,
+    )
+    literal = json.dumps(SYSTEM_SENTENCE + " ")
+    processor.chat_template = "{{ " + literal + " }}" + (processor.chat_template or "")
+    return {"system_sentence": SYSTEM_SENTENCE}
+
+
+def limit_pixels(image_processor, least: int | None, most: int | None) -> None:
+    """Qwen2.5-VL scales every image to a number of pixels between these; each visual token is 28 x 28 of
+    them. None leaves the checkpoint's own. Raises UserError if the least is above the most."""
+    size = dict(image_processor.size)
+    size |= {"shortest_edge": least} if least else {}
+    size |= {"longest_edge": most} if most else {}
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise UserError(
+            f"--min-pixels {size['shortest_edge']} is more than --max-pixels {size['longest_edge']}"
+        )
+    image_processor.size = type(image_processor.size)(**size)

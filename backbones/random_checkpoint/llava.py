@@ -1,0 +1,68 @@
+"""A tiny random LLaVA-1.5: 112 px, patch 14, so 64 visual tokens; about 100k parameters."""
+
+from __future__ import annotations
+
+from backbones.random_checkpoint.vocabulary import byte_level_bpe
+
+IMAGE_SIZE, LAYERS, VISUAL_TOKENS = 112, 6, 64
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: "
+    "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }} {% endfor %}"
+    "{% else %}ASSISTANT: {{ m['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+
+
+def make_tokenizer():
+    """Byte-level BPE that puts <s> ahead of every text."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    inner = byte_level_bpe(SPECIAL)
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        padding_side="left", extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+
+
+def make_model(tokenizer, kv_heads: int = 2, seed: int = 0):
+    """A random LlavaForConditionalGeneration with grouped heads (4 query heads on `kv_heads`)."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        image_size=IMAGE_SIZE, patch_size=14, projection_dim=32,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=80, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=kv_heads, max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=VISUAL_TOKENS, vision_feature_layer=-2, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def make_processor(tokenizer):
+    """Resizes and crops as the Hugging Face conversions do."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        ),
+        tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )  # fmt: skip

@@ -1,0 +1,80 @@
+"""The benchmarks' files: where they are, whether their columns and first rows are what the tasks read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from harness.doctor.findings import MISSING, OK, Finding, from_error
+from harness.errors import UserError
+from harness.schemas import column_problems, row_problems
+from harness.sources import Source, locate
+from harness.tasks import Benchmark
+
+#: rows looked at in each file
+FIRST = 3
+_POPE_PARTS = {"adversarial", "popular", "random"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A benchmark's files; documents: rows of questions in them."""
+
+    benchmark: Benchmark
+    source: Source
+    documents: int
+
+
+def check(config, say: Callable[[str], None]) -> Iterator[Finding | Table]:
+    """One finding a benchmark, and a Table for each that a run could use. config: RunConfig."""
+    for benchmark in config.benchmarks:
+        what = f"data {benchmark.name}"
+        try:
+            source = locate(config.suite, benchmark, config.data, config.load.download, say)
+            problems = [p for role in source.files for p in _problems(benchmark, role, source)]
+            documents = _rows(source)
+        except UserError as error:
+            yield from_error(what, error)
+            continue
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            yield Finding(
+                MISSING, what, "; ".join(problems[:3]) + more, "other files (see docs/benchmarks.md)"
+            )
+            continue
+        origin = source.origin.get("repository") or "local files"
+        commit = (source.origin.get("revision") or "")[:12]
+        text = (
+            f"{documents} documents, {source.bytes / 1e6:.0f} MB, {origin} {commit}".rstrip()
+            + "; columns and first rows as expected"
+        )
+        yield Finding(OK, what, text)
+        yield Table(benchmark, source, documents)
+
+
+def _rows(source: Source) -> int:
+    import pyarrow.parquet
+
+    return sum(pyarrow.parquet.read_metadata(path).num_rows for path in source.files["rows"])
+
+
+def _problems(benchmark: Benchmark, role: str, source: Source) -> list[str]:
+    """Of the first rows of every file of the role."""
+    import pyarrow
+    import pyarrow.parquet
+
+    found = []
+    for path in source.files[role]:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                own = column_problems(benchmark, role, file.schema_arrow)
+                if not own:
+                    batch = next(file.iter_batches(batch_size=FIRST), None)
+                    own = ["no rows"] if batch is None else row_problems(benchmark, role, batch.to_pylist())
+                if not own and benchmark.name == "pope":
+                    parts = set(file.read(columns=["category"])["category"].to_pylist())
+                    own = [f"unknown parts {sorted(parts - _POPE_PARTS)}"] if parts - _POPE_PARTS else []
+        except (OSError, pyarrow.ArrowException) as error:
+            own = [f"unreadable ({str(error).splitlines()[0]})"]
+        found += [f"{path.name}: {problem}" for problem in own]
+    return found

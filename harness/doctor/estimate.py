@@ -1,0 +1,92 @@
+"""How long the requested run takes at least, by datasheets (`harness.roofline`): no measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.doctor.data import Table
+from harness.doctor.findings import NOTE, Finding
+from harness.errors import UserError
+from harness.flops_report import TEXT_TOKENS
+from harness.tasks import Benchmark
+
+#: an answer is a word or a letter
+ANSWER_TOKENS = 4
+#: by the data sets' own papers and cards, for those that are not here yet; MMBench with its rotations
+PUBLISHED_DOCUMENTS = {
+    "gqa": 12_578, "mmbench_en": 4_329, "mmbench_cn": 4_329, "mme": 2_374, "pope": 9_000, "scienceqa": 2_017,
+    "vqav2": 214_354, "textvqa": 5_000, "textvqa_ocr": 5_000,
+}  # fmt: skip
+#: what a run takes of the estimate: nothing reaches its peak, and images are decoded on the host
+SLACK = (2, 5)
+
+
+def check(config, tables: Sequence[Table], checkpoint: Path | None, price: float | None) -> Iterator[Finding]:
+    """Hours of one GPU, by kind. config: RunConfig. checkpoint: its folder, if it is here. price: of an hour
+    of GPU time, in any currency."""
+    from harness import roofline, shapes
+
+    shape = shapes.named_like(config.backbone)
+    try:
+        if shape is None and checkpoint is not None:
+            shape = shapes.from_config_file(checkpoint / "config.json")
+    except UserError:
+        shape = None
+    here = {t.benchmark.name: t.documents for t in tables}
+    known = here if config.suite.synthetic else PUBLISHED_DOCUMENTS | here
+    counts = {b.name: _scored(config, b, known[b.name]) for b in config.benchmarks if b.name in known}
+    methods = _methods(config)
+    answers = sum(counts.values()) * len(methods)
+    what = f"{sum(counts.values())} documents x {len(methods)} methods and budgets = {answers} answers"
+    if assumed := [name for name in counts if name not in here]:
+        what += f" (number of documents as published, no data here: {', '.join(assumed)})"
+    yield Finding(NOTE, "work", what)
+    if shape is None:
+        yield Finding(NOTE, "estimate", f"none: no shape of {config.backbone} is known (backbones/shapes)")
+        return
+    estimates = roofline.Roofline(shape, TEXT_TOKENS)
+    found = [d for d in roofline.devices() if d.match in _here(config.device)]
+    for device in found or roofline.devices():
+        seconds = sum(_answer_seconds(estimates, device, *m, config.batch_size) for m in methods)
+        hours = sum(counts.values()) * seconds / 3600
+        low, high = (slack * hours for slack in SLACK)
+        money = f", at {price:g} an hour {low * price:.2f} to {high * price:.2f}" if price else ""
+        yield Finding(
+            NOTE,
+            f"time, one {device.name}",
+            f"at least {hours:.2g} hours by its datasheet; expect {low:.2g} to {high:.2g}{money}"
+            + ("" if found else " (not this machine)"),
+        )
+
+
+def _scored(config, benchmark: Benchmark, documents: int) -> int:
+    limit = config.limit_of(benchmark)
+    return documents if limit is None else min(limit, documents)
+
+
+def _methods(config) -> list[tuple[str, int | float | None]]:
+    """(spec, budget) of the run, before a backbone has been asked which of them it can do."""
+    from methods import registry
+
+    specs = list(registry.available()) if list(config.methods) == ["all"] else list(config.methods)
+    return [("vanilla", None), *((s, b) for b in config.budgets for s in specs if s != "vanilla")]
+
+
+def _here(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.partition(":")[0] == "cuda" else ""
+
+
+def _answer_seconds(estimates, device, spec: str, budget, batch: int) -> float:
+    """One answer at the batch size: its share of a prefill and of a few decoding steps."""
+    try:
+        work = estimates.work(spec, budget, batch)
+    except Exception:  # a method that cannot plan without weights: as the unpruned model
+        work = estimates.work("vanilla", None, batch)
+    times = work.milliseconds(device)
+    prefill = times["eager"] or max(times["weights"], times["flops"])
+    reading = 1e3 * work.weights["llm"] / device.bandwidth
+    launching = 1e3 * work.launches["llm"] * device.launch if work.launches else 0.0
+    return (prefill + ANSWER_TOKENS * max(reading, launching)) / batch / 1e3

@@ -1,0 +1,92 @@
+"""The loaded model: does the processor leave the right places for an image, does keeping all tokens give the
+unpruned model's answer?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.doctor.findings import MISSING, NOTE, OK, Finding, from_error
+from harness.errors import UserError
+
+#: of the answers that are compared
+NEW_TOKENS = 8
+#: one that selects before the language model, one that cuts inside of it
+KEEP_ALL = ("uniform", "fastv")
+
+
+def check(config) -> Iterator[Finding]:
+    """Load the run's session (the model too) and try one question of each benchmark. config: RunConfig."""
+    from dataclasses import replace
+
+    from harness.session import Session
+
+    try:
+        session = Session(replace(config, max_new_tokens=NEW_TOKENS))
+        described = session.described
+    except UserError as error:
+        yield from_error("model", error)
+        return
+    except (RuntimeError, MemoryError) as error:  # torch: out of memory, a kernel that is not there
+        first = str(error).splitlines()[0]
+        yield Finding(MISSING, "model", f"{type(error).__name__}: {first}", "a smaller model or --quantize")
+        return
+    revision = f", revision {described['revision']}" if described.get("revision") else ""
+    yield Finding(OK, "model", f"{config.backbone} loaded, {described['dtype']}{revision}")
+    for line in (*session.left_out, *session.unavailable):
+        yield Finding(NOTE, "methods", f"left out: {line}")
+    for documents in session.documents:
+        yield from _one(session, documents)
+
+
+def _one(session, documents) -> Iterator[Finding]:
+    name = documents.benchmark.name
+    try:
+        task, model = session.task(documents), session.model(documents)
+        request = task.instances[0]
+        question, inputs = model.question(request), model.inputs([request])
+    except Exception as error:  # whatever a task's code raises on data that it does not expect
+        yield Finding(MISSING, f"prompt {name}", f"{type(error).__name__}: {error}", "other data files")
+        return
+    places = int((inputs["input_ids"] == session.backbone.model.config.image_token_id).sum())
+    expected, how = _expected(session.backbone, inputs)
+    words = inputs["input_ids"].numel() - places
+    text = f"{places} places for the first image ({how}), {words} text tokens"
+    if places != expected:
+        fix = "a processor that fits the model (its patch_size, or min and max pixels)"
+        yield Finding(MISSING, f"processor {name}", f"{text}; expected {expected}", fix)
+        return
+    yield Finding(OK, f"processor {name}", text)
+    yield _keeps_all(session, name, question, inputs, places)
+
+
+def _expected(backbone, inputs) -> tuple[int, str]:
+    """Visual tokens of the image in `inputs` by the model's own shape."""
+    config = backbone.model.config
+    if "image_grid_thw" in inputs:
+        frames, rows, columns = inputs["image_grid_thw"][0].tolist()
+        merge = config.vision_config.spatial_merge_size
+        return frames * rows * columns // merge**2, f"{rows // merge} x {columns // merge}"
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return side * side, f"{side} x {side}"
+
+
+def _keeps_all(session, name: str, question, inputs, places: int) -> Finding:
+    from harness.answering import answer
+    from methods import registry
+
+    what = f"keep-all {name}"
+    (vanilla,) = answer(session.backbone, registry.build("vanilla", None), [question], dict(inputs))
+    for spec in KEEP_ALL:
+        pruner = registry.build(spec, places)
+        (kept,) = answer(session.backbone, pruner, [question], dict(inputs))
+        if set(kept.visual_tokens) != {places}:
+            text = f"{spec} at {places} tokens kept {sorted(set(kept.visual_tokens))}"
+            return Finding(MISSING, what, text, "please report this")
+        if kept.text != vanilla.text:
+            text = f"{spec} with all tokens answers {kept.text!r}, the unpruned model {vanilla.text!r}"
+            fix = (
+                "float32 (near-ties flip in 16 bits)" if session.config.dtype != "float32" else "report this"
+            )
+            return Finding(MISSING if session.config.dtype == "float32" else NOTE, what, text, fix)
+    return Finding(OK, what, f"{' and '.join(KEEP_ALL)} at {places} tokens answer as the unpruned model does")

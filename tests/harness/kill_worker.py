@@ -1,0 +1,127 @@
+"""Kill short runs at random moments and start them again; driven by test_kill.py.
+
+    kill_worker.py FOLDER KILLS SEED ARGUMENT...
+
+ARGUMENTs are run_all's, with {} for the name of the run in --out. FOLDER/reference gets an uninterrupted
+run; FOLDER/1, 2, ... runs that were killed until they finished. FOLDER/kills.jsonl says how each was killed.
+Everything heavy is imported once; each life of a run is a forked child, so that a kill -9 is one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def die(folder: Path, how: str, where: str) -> None:
+    with open(folder / "kills.jsonl", "a") as file:
+        file.write(json.dumps({"how": how, "where": where}) + "\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_a_moment(folder: Path, dice: random.Random, duration: float) -> None:
+    """Die after a random part of a run's duration, wherever it is then."""
+    moment = dice.uniform(0, duration)
+
+    def wait() -> None:
+        time.sleep(moment)
+        die(folder, "moment", f"{moment:.3f}")
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def in_a_write(folder: Path, dice: random.Random, duration: float) -> None:
+    """Die when a part of what is being written has reached the disk."""
+    left, cut, real = dice.randint(1, 6), dice.randint(2, 40), os.fsync
+
+    def fsync(handle: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            path = os.readlink(f"/proc/self/fd/{handle}")
+            os.ftruncate(handle, max(os.fstat(handle).st_size - cut, 0))
+            die(folder, "write", path)
+        real(handle)
+
+    os.fsync = fsync
+
+
+def before_a_rename(folder: Path, dice: random.Random, duration: float) -> None:
+    """Die between writing a record and putting it in its place."""
+    left, real = dice.randint(1, 3), os.replace
+
+    def replace(source, target) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            die(folder, "rename", str(target))
+        real(source, target)
+
+    os.replace = replace
+
+
+def live(arguments: list[str], log: Path, harm=None) -> int:
+    """One life of a run in a child; its exit code, negative for the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout.reconfigure(line_buffering=True)  # what was said before a kill counts
+            if harm:
+                harm()
+            from harness import cli
+
+            code = cli.run_all(arguments)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def named(arguments: list[str], run: str) -> list[str]:
+    return [argument.replace("{}", run) for argument in arguments]
+
+
+def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor  # noqa: F401
+
+    from harness import accuracy, adapter, efficiency, figures, leaderboard, lmms_tasks, runner  # noqa: F401
+    from harness.quiet import import_lmms_eval
+
+    import_lmms_eval()
+    import lmms_eval.evaluator  # noqa: F401
+
+    figures.draw = lambda *arguments: None  # a second a life, and not looked at
+    torch.set_num_threads(1)  # a forked child has no other threads
+    log = folder / "log.txt"
+    start = time.monotonic()
+    assert live(named(arguments, "reference"), log) == 0
+    duration = time.monotonic() - start
+    dice = random.Random(seed)
+    done, run = 0, 1
+    while True:
+        harms = (at_a_moment, in_a_write, before_a_rename)
+        choice = harms[done % len(harms)] if done < kills else None
+        harm = choice and (lambda choice=choice: choice(folder, dice, duration))
+        code = live(named(arguments, str(run)), log, harm)
+        dice.random()  # the child drew from a copy
+        if code == -signal.SIGKILL:
+            done += 1
+            continue
+        assert code == 0, code
+        if choice is None:
+            return
+        run += 1
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -1,0 +1,59 @@
+"""kill -9 at random moments, twenty times: the same leaderboard, no answer lost or counted twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import short_run
+
+HERE = Path(__file__).parent
+KILLS = 20
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names the killed write by /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_checkpoint, tiny_data, tmp_path_factory):
+    """What tests/harness/kill_worker.py leaves behind."""
+    folder = tmp_path_factory.mktemp("killed")
+    run = short_run.arguments(tiny_checkpoint, tiny_data, folder / "{}")
+    command = [sys.executable, HERE / "kill_worker.py", folder, KILLS, 7, *run]
+    done = subprocess.run(list(map(str, command)), cwd=HERE.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:] + (folder / "log.txt").read_text()[-2000:]
+    return folder
+
+
+def finished(folder: Path) -> list[Path]:
+    runs = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    assert runs
+    return runs
+
+
+def test_it_was_killed_everywhere(folder):
+    kills = [json.loads(line) for line in (folder / "kills.jsonl").read_text().splitlines()]
+    assert len(kills) == KILLS
+    assert {k["how"] for k in kills} == {"moment", "write", "rename"}
+    assert any(k["how"] == "write" and k["where"].endswith(".jsonl") for k in kills), "in a journal's write"
+    assert any(k["how"] == "rename" and "/cells/" in k["where"] for k in kills), "in a record's write"
+
+
+def test_leaderboard_and_answers_are_those_of_an_uninterrupted_run(folder):
+    for run in finished(folder):
+        short_run.assert_same(run, folder / "reference")
+
+
+def test_nothing_unfinished_is_left_and_what_was_cut_is_named(folder):
+    said = (folder / "log.txt").read_text()
+    for run in finished(folder):
+        assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.rank*"))
+        for path in run.rglob("*.broken"):
+            assert path.suffixes[-2:] == [".jsonl", ".broken"], "a record is never half there"
+            assert f"moved to {path.name}" in said
+    kills = [json.loads(line) for line in (folder / "kills.jsonl").read_text().splitlines()]
+    cut = [k for k in kills if k["how"] == "write" and k["where"].endswith(".jsonl")]
+    assert said.count("DAMAGED journal") >= len(cut)
