@@ -52,7 +52,9 @@ def test_labels_of_tokens_and_patches_name_what_lies_there():
             token = int(y) * columns + int(x)
             assert of_tokens["owner"][b, token] == i
             assert NAMES[of_tokens["name"][b, token]] == thing.name
-            centre = of_tokens["offset"][b, token] + torch.tensor([token % columns + 0.5, token // columns + 0.5])
+            centre = of_tokens["offset"][b, token] + torch.tensor(
+                [token % columns + 0.5, token // columns + 0.5]
+            )
             assert np.allclose(centre, (x, y), atol=1e-4)
             down, right = int(2 * (y % 1)), int(2 * (x % 1))
             assert NAMES[of_patches["name"][b, 4 * token + 2 * down + right]] == thing.name

@@ -112,12 +112,10 @@ def train(folder: Path, log: Path, minutes: float, batch: int, lr: float, seed: 
     torch.manual_seed(seed)
     tower = Qwen2_5_VisionTransformerPretrainedModel(vision_config())
     initialise(tower)
-    heads = nn.ModuleDict(
-        {"patch": Heads(VISION["hidden_size"]), "token": Heads(VISION["out_hidden_size"])}
-    )
+    heads = nn.ModuleDict({"patch": Heads(VISION["hidden_size"]), "token": Heads(VISION["out_hidden_size"])})
     state = Run(folder, {"tower": tower, "heads": heads}, log)
     state.resume()
-    optimiser = Optimiser(state.modules, lr, hidden=("attn", "mlp"))
+    optimiser = Optimiser(state.modules, lr, hidden=("blocks",))
     progress = torch.tensor(state.state["seconds"] / (60 * minutes)).share_memory_()
     data = Batches(seed, state.state["samples"], batch, progress)
     clock = Clock(state)
