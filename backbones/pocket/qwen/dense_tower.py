@@ -25,9 +25,9 @@ _FOUR = MERGE**2
 class Order:
     """Where the patches of an image stand inside of the tower.
 
-    order: of visual tokens, int64 [N]: which one stands at each place. back: the inverse. patches, patches_back:
-    the same for patches, [4 N]. windows: (number, patches each) of each run of windows of one length.
-    positions: row and column of each patch in that order, int64 [4 N, 2].
+    order: of visual tokens, int64 [N]: which one stands at each place. back: the inverse. patches,
+    patches_back: the same for patches, [4 N]. windows: (number, patches each) of each run of windows of one
+    length. positions: row and column of each patch in that order, int64 [4 N, 2].
     """
 
     order: Tensor

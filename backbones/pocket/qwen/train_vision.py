@@ -36,8 +36,9 @@ SEED_OFFSET = 100
 
 
 class Batches(IterableDataset):
-    """Endless batches of labelled training scenes, one size each: (patches, grid, labels of patches, labels of
-    tokens), as `labelled` makes them. `progress`, shared with the trainer, sets the canvases' sides."""
+    """Endless batches of labelled training scenes, one size each, as `labelled` makes them. `progress`,
+    shared with the trainer, sets the canvases' sides.
+    """
 
     def __init__(self, seed: int, start: int, batch: int, progress: torch.Tensor) -> None:
         self.seed, self.start, self.batch, self.progress = seed + SEED_OFFSET, start, batch, progress
