@@ -147,7 +147,8 @@ def train(
     progress = torch.tensor(state.state["seconds"] / (60 * minutes)).share_memory_()
     data = Groups(tokenizer, seed + SEED_OFFSET, state.state["samples"], progress)
     prompt, clock, mean = Prompt(tokenizer), Clock(state), {}
-    for patches, grid, owner, packs in DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=1):
+    loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=1, collate_fn=tuple)
+    for patches, grid, owner, packs in loader:
         if float(progress) >= 1:
             break
         with torch.no_grad():

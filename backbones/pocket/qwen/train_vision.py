@@ -121,9 +121,8 @@ def train(folder: Path, log: Path, minutes: float, batch: int, lr: float, seed: 
     data = Batches(seed, state.state["samples"], batch, progress)
     clock = Clock(state)
     mean: dict[str, float] = {}
-    for patches, grid, of_patches, of_tokens in DataLoader(
-        data, batch_size=None, num_workers=1, prefetch_factor=4
-    ):
+    loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4, collate_fn=tuple)
+    for patches, grid, of_patches, of_tokens in loader:
         if float(progress) >= 1:
             break
         fine, tokens = run(tower, patches, grid)

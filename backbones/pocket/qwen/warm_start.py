@@ -31,7 +31,7 @@ from harness.pocket8.scenes import Scene, sample_scene
 
 #: Scenes (of pocket-llava's size) that the merger is fitted on, the weight of a token with nothing on it,
 #: and the ridge, as a share of the mean squared activation.
-SCENES, BACKGROUND_WEIGHT, RIDGE = 480, 0.2, 1e-4
+SCENES, BACKGROUND_WEIGHT, RIDGE = 320, 0.2, 1e-4
 #: Whose place in pocket-llava's prompt a new token takes: as an input, and as an answer.
 STAND_INS = {
     "<|im_start|>": "<s>",
