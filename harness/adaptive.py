@@ -76,11 +76,12 @@ def _things(record: Mapping, data: Path | None) -> Sequence[float]:
     rows = record["documents"]["row"]
     if record["data"]["suite"] != "pocket8":
         return [float("nan")] * len(rows)
+    from harness import pocket8
     from harness.lmms_tasks import Documents
     from harness.pocket8 import build
     from harness.tasks import BENCHMARKS
 
-    root = data or build.ensure()
+    root = data or pocket8.ensure(varied=pocket8.varied_for(record["backbone"]))
     whole = Documents(BENCHMARKS[record["task"]], root, record["data"]["split"])
     if whole.digest != record["data"]["digest"]:
         raise UserError(f"{root} holds other data than {record['path']} was measured on; name it with --data")

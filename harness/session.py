@@ -110,7 +110,7 @@ class Session:
         if root is None:
             from harness import pocket8
 
-            root = pocket8.ensure()
+            root = pocket8.ensure(varied=pocket8.varied_for(self.described))
         return [
             Documents(b, root, self.config.suite.split, self.config.limit) for b in self.config.benchmarks
         ]

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
+    AutoTokenizer,
     LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2_5_VLForConditionalGeneration,
 )
@@ -37,7 +39,7 @@ STAND_INS = {
     "<|im_start|>": "<s>",
     "user\n": "USER",
     "<|vision_start|>": ":",
-    "<|vision_end|>": "\n",
+    "<|vision_end|>": "Ċ",  # a line's end
     "<|im_end|>": "</s>",
     "assistant\n": ":",
 }
@@ -58,6 +60,10 @@ def pocket_llava() -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
 
 
+def pocket_llava_tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
 @torch.no_grad()
 def inherit(
     model: Qwen2_5_VLForConditionalGeneration,
@@ -73,7 +79,7 @@ def inherit(
         if name != "embed_tokens.weight":
             language.get_parameter(name).zero_()  # the biases
     known = len(embeddings)
-    vocabulary, ids = tokenizer.get_vocab(), tokenizer.convert_tokens_to_ids
+    vocabulary, old_ids = tokenizer.get_vocab(), pocket_llava_tokenizer().get_vocab()
     tables = (
         (language.embed_tokens.weight, embeddings, STAND_INS),
         (
@@ -86,8 +92,7 @@ def inherit(
         table.zero_()
         table[:known] = inherited
         for token, other in stand_ins.items():
-            other = tokenizer.encode(other, add_special_tokens=False)[0]
-            table[vocabulary[token] if token in vocabulary else ids(token)] = inherited[other]
+            table[vocabulary[token]] = inherited[old_ids[other]]
 
 
 def _wanted(scene: Scene, projected: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
