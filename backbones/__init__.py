@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 #: checkpoint folders by name
-NAMED = {"pocket-llava": _HERE / "pocket" / "checkpoints" / "pocket-llava"}
+NAMED = {name: _HERE / "pocket" / "checkpoints" / name for name in ("pocket-llava", "pocket-qwen")}
 
 
 def available() -> list[str]:

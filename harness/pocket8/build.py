@@ -58,6 +58,8 @@ _EXTRA: dict[str, Row] = {
         solution="",
     ),
     "textvqa": dict(
+        image_width=None,  # the scene's, as is the height
+        image_height=None,
         flickr_original_url="",
         flickr_300k_url="",
         image_classes=["Scene"],
@@ -110,7 +112,7 @@ def _groups(task: str, split: str, wanted: int, varied: bool = False):
         index += 1
 
 
-def _identify(task: str, row: Row, image: str, scene: Scene, question: int, position: int) -> Row:
+def _identify(task: str, split: str, row: Row, image: str, question: int, position: int) -> Row:
     """The id columns of each benchmark."""
     if task == "gqa":
         return dict(id=f"{question:07d}", imageId=image)
@@ -123,9 +125,14 @@ def _identify(task: str, row: Row, image: str, scene: Scene, question: int, posi
     if task == "vqav2":
         return dict(image_id=int(image.rsplit("-", 1)[1]), question_id=question)
     if task == "textvqa":
-        size = dict(image_width=scene.width, image_height=scene.height)
-        return dict(image_id=image, question_id=question, set_name="val", **size)
+        return dict(image_id=image, question_id=question, set_name="val")
     return {}
+
+
+def _extra(task: str, scene: Scene) -> Row:
+    """`_EXTRA` of a scene's rows, in the order of the columns."""
+    size = dict(image_width=scene.width, image_height=scene.height) if task == "textvqa" else {}
+    return _EXTRA.get(task, {}) | size
 
 
 def _write(rows: list[Row], path: Path) -> None:
@@ -156,7 +163,7 @@ def build(root: Path, progress: bool = True, varied: bool = False) -> Path:
                     images[name] = _png(scene, name)
                 for position, row in enumerate(group):
                     identified = (
-                        _identify(task, row, name, scene, question, position) | row | _EXTRA.get(task, {})
+                        _identify(task, split, row, name, question, position) | row | _extra(task, scene)
                     )
                     rows.append(identified if task == "gqa" else identified | {"image": images[name]})
             if task.startswith("mmbench"):
