@@ -146,7 +146,7 @@ def train(
     optimiser = Optimiser(modules, lr, hidden=("layers",), other_lr=other_lr)
     progress = torch.tensor(state.state["seconds"] / (60 * minutes)).share_memory_()
     data = Groups(tokenizer, seed + SEED_OFFSET, state.state["samples"], progress)
-    prompt, clock, mean = Prompt(tokenizer), Clock(state), {}
+    prompt, clock, mean, first = Prompt(tokenizer), Clock(state), {}, True
     loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=1, collate_fn=tuple)
     for patches, grid, owner, packs in loader:
         if float(progress) >= 1:
@@ -163,7 +163,8 @@ def train(
                 loss.backward()
                 norm = optimiser.step(float(progress))
                 state.state["step"] += 1
-                clock.tick()
+                clock.skip() if first else clock.tick()
+                first = False
                 progress.fill_(state.state["seconds"] / (60 * minutes))
                 report = {"loss": float(loss.detach()), "grad_norm": norm}
                 report |= {task: right / asked for task, (right, asked) in score.items()}
