@@ -153,10 +153,6 @@ class Clock:
     def __init__(self, run: Run) -> None:
         self.run, self.last = run, time.monotonic()
 
-    def skip(self) -> None:
-        """Leave out the time since the last tick: a first step compiles for minutes."""
-        self.last = time.monotonic()
-
     def tick(self) -> None:
         now = time.monotonic()
         self.run.state["seconds"] += now - self.last

@@ -19,8 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--vision-minutes", type=float, default=train_vision.MINUTES)
-    parser.add_argument("--language-minutes", type=float, default=train_language.MINUTES)
+    parser.add_argument("--vision-steps", type=int, default=train_vision.STEPS)
+    parser.add_argument("--language-steps", type=int, default=train_language.STEPS)
     parser.add_argument("--build", type=Path, default=Path("build/pocket-qwen"))
     parser.add_argument("--target", type=Path, default=CHECKPOINT)
     parser.add_argument("--seed", type=int, default=0)
@@ -30,7 +30,7 @@ def main() -> None:
     train_vision.train(
         vision,
         logs / "vision.csv",
-        arguments.vision_minutes,
+        arguments.vision_steps,
         batch=train_vision.BATCH,
         lr=train_vision.LR,
         seed=arguments.seed,
@@ -39,7 +39,7 @@ def main() -> None:
         language,
         vision / "tower.safetensors",
         logs / "language.csv",
-        arguments.language_minutes,
+        arguments.language_steps,
         batch=train_language.BATCH,
         lr=train_language.LR,
         other_lr=train_language.OTHER_LR,

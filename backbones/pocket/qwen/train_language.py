@@ -34,7 +34,7 @@ from backbones.pocket.train_language import (
 from harness.pocket8.scenes import varied_canvas
 
 #: Defaults of the recipe.
-MINUTES, BATCH, LR, OTHER_LR = 75, 4, 1.5e-3, 1e-3
+STEPS, BATCH, LR, OTHER_LR = 2600, 4, 1.5e-3, 1e-3
 SCHEDULE = Schedule(drills_until=0.1, beside_until=0.7, full_scenes_from=0.05, lettered_from=0.2)
 #: Every other step until this share of the training shows so many tokens of a thing, and of the background.
 SPARSE_UNTIL, SPARSE = 0.7, (3, 16)
@@ -122,14 +122,14 @@ def train(
     folder: Path,
     tower: Path,
     log: Path,
-    minutes: float,
+    steps: int,
     batch: int,
     lr: float,
     other_lr: float,
     seed: int,
     compiled: bool = True,
 ) -> None:
-    """Train for `minutes` of wall time (over all resumes); the schedule follows the time used."""
+    """Train for so many steps, over all resumes."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, tower)
@@ -144,9 +144,9 @@ def train(
         # One graph for all lengths, as in pocket-llava's recipe.
         model.model.language_model.compile(dynamic=True)
     optimiser = Optimiser(modules, lr, hidden=("layers",), other_lr=other_lr)
-    progress = torch.tensor(state.state["seconds"] / (60 * minutes)).share_memory_()
+    progress = torch.tensor(state.state["step"] / steps).share_memory_()
     data = Groups(tokenizer, seed + SEED_OFFSET, state.state["samples"], progress)
-    prompt, clock, mean, first = Prompt(tokenizer), Clock(state), {}, True
+    prompt, clock, mean = Prompt(tokenizer), Clock(state), {}
     loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=1, collate_fn=tuple)
     for patches, grid, owner, packs in loader:
         if float(progress) >= 1:
@@ -163,9 +163,8 @@ def train(
                 loss.backward()
                 norm = optimiser.step(float(progress))
                 state.state["step"] += 1
-                clock.skip() if first else clock.tick()
-                first = False
-                progress.fill_(state.state["seconds"] / (60 * minutes))
+                clock.tick()
+                progress.fill_(state.state["step"] / steps)
                 report = {"loss": float(loss.detach()), "grad_norm": norm}
                 report |= {task: right / asked for task, (right, asked) in score.items()}
                 for key, value in report.items():
@@ -194,7 +193,7 @@ def main() -> None:
         help="stage 1's result",
     )
     parser.add_argument("--log", type=Path, default=Path("results/pocket-qwen/training/language.csv"))
-    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=BATCH, help="images a step, each with 20 questions")
     parser.add_argument("--lr", type=float, default=LR, help="of the hidden matrices (Muon)")
     parser.add_argument("--other-lr", type=float, default=OTHER_LR, help="of everything else (AdamW)")

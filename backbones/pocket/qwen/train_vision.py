@@ -26,7 +26,7 @@ from backbones.pocket.vision_labels import label_image, label_patches
 from harness.pocket8.scenes import VARIED_SIDES, Scene, sample_scene, varied_canvas
 
 #: Defaults of the recipe.
-MINUTES, BATCH, LR = 30, 10, 2e-3
+STEPS, BATCH, LR = 1600, 10, 2e-3
 #: Sides of the canvas in pixels, and until which share of the training.
 SMALL_SIDES, SMALL_UNTIL = (168, 280), 0.7
 #: A visual token belongs to a thing that covers at least this share of it.
@@ -108,8 +108,8 @@ def initialise(tower: Qwen2_5_VisionTransformerPretrainedModel) -> None:
             linear.bias.zero_()
 
 
-def train(folder: Path, log: Path, minutes: float, batch: int, lr: float, seed: int) -> None:
-    """Train for `minutes` of wall time (over all resumes); the schedule follows the time used."""
+def train(folder: Path, log: Path, steps: int, batch: int, lr: float, seed: int) -> None:
+    """Train for so many steps, over all resumes."""
     torch.manual_seed(seed)
     tower = Qwen2_5_VisionTransformerPretrainedModel(vision_config())
     initialise(tower)
@@ -117,7 +117,7 @@ def train(folder: Path, log: Path, minutes: float, batch: int, lr: float, seed: 
     state = Run(folder, {"tower": tower, "heads": heads}, log)
     state.resume()
     optimiser = Optimiser(state.modules, lr, hidden=("blocks",))
-    progress = torch.tensor(state.state["seconds"] / (60 * minutes)).share_memory_()
+    progress = torch.tensor(state.state["step"] / steps).share_memory_()
     data = Batches(seed, state.state["samples"], batch, progress)
     clock = Clock(state)
     mean: dict[str, float] = {}
@@ -134,7 +134,7 @@ def train(folder: Path, log: Path, minutes: float, batch: int, lr: float, seed: 
         state.state["step"] += 1
         state.state["samples"] += batch
         clock.tick()
-        progress.fill_(state.state["seconds"] / (60 * minutes))
+        progress.fill_(state.state["step"] / steps)
         for key, value in report.items():
             if value == value:
                 mean[key] = value if key not in mean else 0.95 * mean[key] + 0.05 * value
@@ -154,7 +154,7 @@ def main() -> None:
         help="working folder (resumed if it holds a run)",
     )
     parser.add_argument("--log", type=Path, default=Path("results/pocket-qwen/training/vision.csv"))
-    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--lr", type=float, default=LR)
     parser.add_argument("--seed", type=int, default=0)
