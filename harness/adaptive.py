@@ -76,12 +76,13 @@ def _things(record: Mapping, data: Path | None) -> Sequence[float]:
     rows = record["documents"]["row"]
     if record["data"]["suite"] != "pocket8":
         return [float("nan")] * len(rows)
+    from harness import pocket8
     from harness.lmms_tasks import Documents
     from harness.pocket8 import build
     from harness.sources import flat
     from harness.tasks import BENCHMARKS
 
-    root = data or build.ensure()
+    root = data or pocket8.ensure(varied=pocket8.varied_for(record["backbone"]))
     benchmark = BENCHMARKS[record["task"]]
     whole = Documents(benchmark, flat(benchmark, root, record["data"]["split"]))
     if whole.digest != record["data"]["digest"]:

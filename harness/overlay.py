@@ -54,13 +54,15 @@ def run(
     """Draw one row an image (by default a sparse and a dense scene of Pocket-8), one column a method."""
     from backbones.hub.load import load
     from backbones.hub.options import LoadOptions
+    from harness import pocket8
     from methods import registry
 
     if images and question is None:
         raise UserError("--images needs --question, what is asked about them")
     pruners = [registry.build(spec, budget=budget) for spec in methods]
     backbone = load(backbone_name, LoadOptions(), device)
-    pictures = [_from_file(path, question or "") for path in images] or scenes(question)
+    pictures = [_from_file(path, question or "") for path in images]
+    pictures = pictures or scenes(question, pocket8.varied_for(backbone.describe()))
     rows = [[look(backbone, pruner, picture) for pruner in pruners] for picture in pictures]
     draw(pictures, methods, rows, [grid_of(backbone, p) for p in pictures], out)
     for picture, row in zip(pictures, rows):
@@ -70,17 +72,18 @@ def run(
     return 0
 
 
-def scenes(question: str | None) -> list[Picture]:
+def scenes(question: str | None, varied: bool = False) -> list[Picture]:
     """The first scene of Pocket-8's evaluation split with 2 things, and the first with 12."""
     from itertools import count
 
     from harness.pocket8 import documents
     from harness.pocket8.build import SEED
-    from harness.pocket8.scenes import render, sample_scene
+    from harness.pocket8.scenes import SQUARE, render, sample_scene, varied_canvas
 
     found = []
     for things in (2, 12):
-        drawn = (sample_scene("eval", SEED, i) for i in count())
+        canvases = (varied_canvas(SEED, i) if varied else SQUARE for i in count())
+        drawn = (sample_scene("eval", SEED, i, canvas=canvas) for i, canvas in enumerate(canvases))
         scene = next(s for s in drawn if len(s.things) == things)
         row = documents.MAKERS["vqav2"](scene, np.random.default_rng(0))[0]
         asked = question or documents.prompt("vqav2", row)

@@ -113,10 +113,12 @@ class Session:
     @functools.cached_property
     def sources(self) -> list:
         """The files of each benchmark, in table order (harness.sources.Source)."""
+        from harness.pocket8 import varied_for
         from harness.sources import locate
 
         config = self.config
-        return [locate(config.suite, b, config.data, config.load.download) for b in config.benchmarks]
+        varied = config.suite.synthetic and varied_for(self.described)
+        return [locate(config.suite, b, config.data, config.load.download, varied) for b in config.benchmarks]
 
     @functools.cached_property
     def documents(self) -> list:

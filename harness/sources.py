@@ -198,15 +198,21 @@ def _declared(folder: Path, config: str, split: str) -> list[str]:
 
 
 def locate(
-    suite, benchmark: Benchmark, data: Path | None, download: bool = False, say: Callable = print
+    suite,
+    benchmark: Benchmark,
+    data: Path | None,
+    download: bool = False,
+    varied: bool = False,
+    say: Callable = print,
 ) -> Source:
-    """The benchmark's files in a suite (`harness.tasks`); without `data`, Pocket-8 is drawn on first use."""
+    """The benchmark's files in a suite (`harness.tasks`); without `data`, Pocket-8 is drawn on first use, on
+    canvases of varied size or on squares."""
     if suite.split is None:
         return hub(benchmark, data, download, say)
     if data is None:
         from harness import pocket8
 
-        data = pocket8.ensure()
+        data = pocket8.ensure(varied=varied)
     return flat(benchmark, data, suite.split)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from backbones.pocket.tokenizer import PROMPT_TAIL
 from harness.pocket8 import documents
 from harness.pocket8.facts import CATEGORIES, CATEGORY_OF, CLEAR_GAP, MOST_COUNTED, NUMBERS, Fact, plural
-from harness.pocket8.scenes import COLOURS, DIGITS, IMAGE_SIZE, SHAPES, SIZES, TEXTURES, WORDS, Scene
+from harness.pocket8.scenes import COLOURS, DIGITS, SHAPES, SIZES, TEXTURES, WORDS, Scene
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,11 @@ def drills(scene: Scene, rng: np.random.Generator, most: int, kinds: Sequence[st
             found.append((asked, f" {t.colour} {asked}", t.name))
             if t.kind == "word":
                 found.append(("category", f" {t.colour} word name", CATEGORY_OF[t.name]))
+    middle = (scene.width / 2, scene.height / 2)
     for first in unique:
-        for at, (low, high) in zip(first.centre, (("left", "right"), ("above", "below"))):
-            if abs(at - IMAGE_SIZE / 2) >= CLEAR_GAP / 2:
-                found.append(("place", f" {low} {high} {first.name}", low if at < IMAGE_SIZE / 2 else high))
+        for at, half, (low, high) in zip(first.centre, middle, (("left", "right"), ("above", "below"))):
+            if abs(at - half) >= CLEAR_GAP / 2:
+                found.append(("place", f" {low} {high} {first.name}", low if at < half else high))
         second = unique[int(rng.integers(len(unique)))]
         dx, dy = (a - b for a, b in zip(first.centre, second.centre))
         if abs(dx) >= CLEAR_GAP:

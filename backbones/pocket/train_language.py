@@ -15,12 +15,14 @@ import argparse
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -31,7 +33,7 @@ from backbones.pocket.tokenizer import PROMPT_HEAD, PROMPT_TAIL, build_tokenizer
 from backbones.pocket.train_vision import drawn, hidden_states
 from backbones.pocket.vision_labels import NAMES, SIDE, label_patches
 from harness.pocket8 import documents
-from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, TEXTURES, Scene, sample_scene
+from harness.pocket8.scenes import COLOURS, MAX_THINGS, SIZES, SQUARE, TEXTURES, Scene, sample_scene
 
 IGNORE = -100
 VISUAL_TOKENS = 576
@@ -40,18 +42,31 @@ MINUTES, BATCH, LR = 105, 4, 2e-3
 #: Shares of the training: until when four patches of a thing are shown, and until when all of them.
 SPARSER_UNTIL, SPARSE_UNTIL = 0.6, 0.82
 BACKGROUND_KEPT = 40
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is asked when, in shares of the training: drills alone until, drills beside questions until, full
+    scenes from, questions with lettered options from.
+    """
+
+    drills_until: float
+    beside_until: float
+    full_scenes_from: float
+    lettered_from: float
+
+
+#: Questions with lettered options start late: drills teach letters at a third of the tokens.
+SCHEDULE = Schedule(drills_until=0.2, beside_until=SPARSE_UNTIL, full_scenes_from=0.15, lettered_from=0.4)
 #: Questions a task an image in one pack, once the drills are over.
 QUESTIONS = {
     "gqa": 3, "mmbench_en": 2, "mmbench_cn": 3, "mme": 4, "pope": 1, "scienceqa": 2, "vqav2": 3, "textvqa": 2,
 }  # fmt: skip
-DRILLS_UNTIL = 0.2
-#: Questions with lettered options start late: drills teach letters at a third of the tokens.
-LETTERED, LETTERED_FROM = ("mmbench_en", "mmbench_cn", "scienceqa"), 0.4
+LETTERED = ("mmbench_en", "mmbench_cn", "scienceqa")
 #: Drills beside the questions: of a scene, picks, chooses; before and after lettered questions start.
 BESIDE, BESIDE_LATER = (36, 20, 6), (36, 4, 2)
 #: Every image's features serve this many packs of fresh questions.
 PACKS = 4
-FULL_SCENES_FROM = 0.15
 #: Scenes whose patches align the projector.
 ALIGNMENT_SCENES = 480
 
@@ -76,17 +91,23 @@ class Questions(IterableDataset):
     things a scene may hold.
     """
 
+    schedule = SCHEDULE
+
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, seed: int, start: int, progress: torch.Tensor
     ) -> None:
         self.tokenizer, self.seed, self.start, self.progress = tokenizer, seed, start, progress
+
+    def worded(self, drill: Drill) -> tuple[tuple[str, str | None], ...]:
+        """A drill's pieces as they stand in this model's prompt, behind the image."""
+        return drill.pieces
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _encode(self, drill: Drill) -> tuple[str, list[int], list[int], list[int]]:
         ids, asides = [], [IGNORE]
-        for text, thought in drill.pieces:
+        for text, thought in self.worded(drill):
             tokens = self._tokens(text)
             ids += tokens
             asides += [IGNORE] * len(tokens)
@@ -101,34 +122,38 @@ class Questions(IterableDataset):
         pack = []
         done = float(self.progress)
         for task, times in QUESTIONS.items():
-            if task in LETTERED and done < LETTERED_FROM:
+            if task in LETTERED and done < self.schedule.lettered_from:
                 continue
             for _ in range(times):
                 rows = documents.MAKERS[task](scene, rng)
                 if rows:
                     row = rows[int(rng.integers(len(rows)))]
                     pack.append(self._encode(asked(task, row)))
-        if done < SPARSE_UNTIL:
-            of_scene, of_letters, of_both = BESIDE if done < LETTERED_FROM else BESIDE_LATER
+        if done < self.schedule.beside_until:
+            of_scene, of_letters, of_both = BESIDE if done < self.schedule.lettered_from else BESIDE_LATER
             pack += map(self._encode, drills(scene, rng, of_scene, SLOW))
             pack += map(self._encode, [*picks(rng, of_letters), *chooses(scene, rng, of_both)])
         return pack
+
+    def item(self, index: int, canvas: tuple[int, int] = SQUARE) -> tuple[Scene, list]:
+        """Scene number `index`, on a canvas of that width and height, and its packs (some may be empty)."""
+        done = float(self.progress)
+        share = min(1.0, 0.2 + 0.8 * done / self.schedule.full_scenes_from)
+        most = max(3, round(MAX_THINGS * share))
+        scene = sample_scene("train", self.seed + 1, index, most=most, canvas=canvas)
+        rng = np.random.default_rng([self.seed, index])
+        if done < self.schedule.drills_until:
+            return scene, [[self._encode(drill) for drill in drills(scene, rng, 48)] for _ in range(PACKS)]
+        return scene, [self._pack(scene, rng) for _ in range(PACKS)]
 
     def __iter__(self):
         worker = get_worker_info()
         step = worker.num_workers if worker else 1
         index = self.start + (worker.id if worker else 0)
         while True:
-            share = min(1.0, 0.2 + 0.8 * float(self.progress) / FULL_SCENES_FROM)
-            scene = sample_scene("train", self.seed + 1, index, most=max(3, round(MAX_THINGS * share)))
-            rng = np.random.default_rng([self.seed, index])
-            if float(self.progress) < DRILLS_UNTIL:
-                packs = [[self._encode(drill) for drill in drills(scene, rng, 48)] for _ in range(PACKS)]
-            else:
-                packs = [self._pack(scene, rng) for _ in range(PACKS)]
+            scene, packs = self.item(index)
             if all(packs):
-                owner = torch.from_numpy(label_patches(scene)["owner"])
-                yield drawn(scene), owner, packs
+                yield drawn(scene), torch.from_numpy(label_patches(scene)["owner"]), packs
             index += step
 
 
@@ -159,8 +184,8 @@ def shown(progress: float) -> tuple[int, int] | None:
 
     One patch a thing at first: what belongs to what is learnt sooner among few tokens.
     """
-    if progress < DRILLS_UNTIL:
-        per_thing = 1 + int(6 * progress / DRILLS_UNTIL)
+    if progress < SCHEDULE.drills_until:
+        per_thing = 1 + int(6 * progress / SCHEDULE.drills_until)
         return per_thing, 4 * per_thing
     if progress < SPARSER_UNTIL:
         return 4, 16
@@ -190,8 +215,8 @@ def forward(
     keep: torch.Tensor | None,
     batch,
 ) -> tuple[torch.Tensor, dict]:
-    """Loss over the answers of packed questions, and [right, asked] a task of first answer tokens."""
-    ids, targets, asides, segment, offset, tasks = batch
+    """`answer_loss` of packed questions about images with these features."""
+    ids, offset = batch[0], batch[4]
     language = model.model.language_model
     rows, prefix = len(ids), len(head)
     visual = model.model.multi_modal_projector(features)
@@ -204,7 +229,20 @@ def forward(
     positions = torch.cat(
         [torch.arange(prefix).expand(rows, -1), prefix + keep, prefix + VISUAL_TOKENS + offset], 1
     )
-    shared = prefix + keep.shape[1]
+    return answer_loss(language, model.lm_head, x, positions, batch)
+
+
+def answer_loss(
+    language: nn.Module, lm_head: nn.Module, x: torch.Tensor, positions: torch.Tensor, batch
+) -> tuple[torch.Tensor, dict]:
+    """Loss over the answers of packed questions behind what they share, and [right, asked] a task of first
+    answer tokens.
+
+    x: embeddings [B, L, d], the shared ones first, then those of the batch's ids. positions: [B, L], or
+    [3, B, L] for M-RoPE. batch: as `collate_packs` makes it.
+    """
+    _, targets, asides, segment, _, tasks = batch
+    rows, shared = len(x), x.shape[1] - segment.shape[1]
     group = torch.cat([torch.zeros(rows, shared, dtype=torch.long), segment], 1)
     is_shared = torch.arange(x.shape[1]) < shared
     sees = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() & (
@@ -216,7 +254,7 @@ def forward(
     hidden = hidden[:, shared:-1]
     wanted = torch.where(asides == IGNORE, targets, asides)[:, 1:]
     answers = wanted != IGNORE
-    logits = model.lm_head(hidden[answers])
+    logits = lm_head(hidden[answers])
     loss = F.cross_entropy(logits, wanted[answers])
     first = (targets[:, 1:] != IGNORE) & (targets[:, :-1] == IGNORE)
     right = torch.zeros_like(answers)
@@ -358,7 +396,7 @@ def train(folder: Path, tower: Path, log: Path, minutes: float, batch: int, lr: 
             ]
         features = features.clone()
         owner = torch.stack([i[1] for i in items])
-        size = batch * (2 if float(progress) < DRILLS_UNTIL else 1)
+        size = batch * (2 if float(progress) < SCHEDULE.drills_until else 1)
         for p in range(min(len(i[2]) for i in items)):
             for at in range(0, group, size):
                 span = slice(at, at + size)

@@ -137,10 +137,13 @@ class Heads(nn.Module):
         self.image = nn.ModuleDict({k: nn.Linear(width, n) for k, n in IMAGE_CLASSES.items()})
 
     def forward(
-        self, features: torch.Tensor, cls: torch.Tensor, labels: dict[str, torch.Tensor]
+        self, tokens: torch.Tensor, pooled: torch.Tensor, labels: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Sum of all losses, and the accuracies on patches that belong to a thing."""
-        x = self.norm(features[:, 1:])
+        """Sum of all losses, and the accuracies on tokens that belong to a thing.
+
+        tokens: float [B, N, width]. pooled: [B, width], what stands for the whole image.
+        """
+        x = self.norm(tokens)
         report: dict[str, float] = {}
         loss = x.new_zeros(())
         for key, head in self.patch.items():
@@ -159,11 +162,11 @@ class Heads(nn.Module):
         report["text"] = float((self.patch["name"](x).argmax(-1) == labels["name"])[is_text].float().mean())
         there = ~labels["offset"].isnan().any(-1)
         loss = loss + F.smooth_l1_loss(self.offset(x)[there], labels["offset"][there])
-        presence = F.binary_cross_entropy_with_logits(self.presence(cls), labels["presence"])
+        presence = F.binary_cross_entropy_with_logits(self.presence(pooled), labels["presence"])
         loss = loss + 5 * presence
         report["presence_bce"] = float(presence.detach())
         for key, head in self.image.items():
-            logits = head(cls)
+            logits = head(pooled)
             loss = loss + 0.3 * F.cross_entropy(logits, labels[key])
             report[key] = float((logits.argmax(-1) == labels[key]).float().mean())
         return loss, report
@@ -202,7 +205,8 @@ def train(folder: Path, log: Path, minutes: float, batch: int, lr: float, seed: 
         keep = None
         if progress < SPARSE_UNTIL:
             keep, labels = sparse(labels)
-        loss, report = heads(*hidden_states(tower, images, keep), labels)
+        features, cls = hidden_states(tower, images, keep)
+        loss, report = heads(features[:, 1:], cls, labels)
         loss.backward()
         report |= {"loss": float(loss.detach()), "grad_norm": optimiser.step(progress)}
         run.state["step"] += 1

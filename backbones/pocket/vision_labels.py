@@ -37,22 +37,35 @@ PRESENCE = len(COLOURS) * len(SHAPES) + len(WORDS) + len(DIGITS)
 IMAGE_CLASSES = {"count": MAX_THINGS + 1, "background": len(BACKGROUNDS)}
 
 
-def _overlap(start: int, length: int) -> np.ndarray:
-    """Share of each of the 24 patch intervals that [start, start + length) covers."""
-    edges = np.arange(SIDE) * PATCH
-    return np.clip(np.minimum(edges + PATCH, start + length) - np.maximum(edges, start), 0, PATCH) / PATCH
+def _overlap(start: int, length: int, cells: int, cell: float) -> np.ndarray:
+    """Share of each of the intervals [i cell, (i + 1) cell) that [start, start + length) covers."""
+    edges = np.arange(cells) * cell
+    return np.clip(np.minimum(edges + cell, start + length) - np.maximum(edges, start), 0, cell) / cell
 
 
-def label_patches(scene: Scene) -> dict[str, np.ndarray]:
-    """Per patch, row by row (576): class ids int64 for each of PATCH_CLASSES, `owner` (the thing's number,
-    -1: none), and `offset` float32 [576, 2], the vector (in patches) from the patch's centre to the centre of
-    the thing it belongs to (NaN: no thing).
+def label_patches(
+    scene: Scene,
+    grid: tuple[int, int] = (SIDE, SIDE),
+    least: float = MIN_COVER,
+    own_centre: bool = False,
+) -> dict[str, np.ndarray]:
+    """Per cell of a grid of rows x columns over the canvas (by default CLIP's 576 patches), row by row: class
+    ids int64 for each of PATCH_CLASSES, `owner` (the thing's number, -1: none), and `offset` float32 [N, 2],
+    the vector (x, y; in cells) from the cell's centre to the centre of the thing it belongs to (NaN: none).
+
+    least: the share of a cell that a thing must cover. own_centre: the cell with a thing's centre is always
+    its own, whatever covers more of it.
     """
-    cover = np.full((SIDE, SIDE), MIN_COVER)
-    owner = np.full((SIDE, SIDE), -1)
+    rows, columns = grid
+    high, wide = scene.height / rows, scene.width / columns
+    cover = np.full((rows, columns), least)
+    owner = np.full((rows, columns), -1)
     for i, thing in enumerate(scene.things):
         left, top, width, height = thing.box
-        share = _overlap(top, height)[:, None] * _overlap(left, width)[None, :]
+        share = _overlap(top, height, rows, high)[:, None] * _overlap(left, width, columns, wide)[None, :]
+        if own_centre:
+            x, y = thing.centre
+            share[int(y / high), int(x / wide)] += 1
         owner[share > cover] = i
         cover = np.maximum(cover, share)
     owner = owner.ravel()
@@ -65,9 +78,10 @@ def label_patches(scene: Scene) -> dict[str, np.ndarray]:
     }
     labels = {key: np.array(values, np.int64)[owner] for key, values in table.items()}
     labels["owner"] = owner
-    centres = np.array([t.centre for t in things] + [(np.nan, np.nan)], np.float32) / PATCH
-    rows, columns = np.divmod(np.arange(SIDE * SIDE), SIDE)
-    labels["offset"] = centres[owner] - np.stack([columns + 0.5, rows + 0.5], 1).astype(np.float32)
+    centres = np.array([t.centre for t in things] + [(np.nan, np.nan)], np.float32)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    middles = np.stack([column + 0.5, row + 0.5], 1).astype(np.float32)
+    labels["offset"] = (centres / np.array([wide, high], np.float32))[owner] - middles
     return labels
 
 

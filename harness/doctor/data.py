@@ -30,7 +30,7 @@ def check(config, say: Callable[[str], None]) -> Iterator[Finding | Table]:
     for benchmark in config.benchmarks:
         what = f"data {benchmark.name}"
         try:
-            source = locate(config.suite, benchmark, config.data, config.load.download, say)
+            source = locate(config.suite, benchmark, config.data, config.load.download, say=say)
             problems = [p for role in source.files for p in _problems(benchmark, role, source)]
             documents = _rows(source)
         except UserError as error:

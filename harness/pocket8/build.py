@@ -1,5 +1,8 @@
 """Writes Pocket-8 as parquet files in the schemas of the eight benchmarks.
 
+There are two sets: on squares of 336 pixels, and on canvases of varied size and aspect ratio, for backbones
+that take any image size.
+
 python -m harness.pocket8.build            # into the cache folder that `ensure` uses
 """
 
@@ -18,11 +21,13 @@ from tqdm import tqdm
 from . import documents
 from .documents import Row, pick
 from .facts import CLAIMS
-from .scenes import IMAGE_SIZE, Scene, render, sample_scene
+from .scenes import SQUARE, Scene, render, sample_scene, varied_canvas
 
 #: Part of the folder's name: raise it whenever scenes, questions or schemas change.
 VERSION = 1
 SEED = 20261122
+#: In front of the names of images on varied canvases, and at the end of their folder's.
+VARIED = "varied"
 SPLITS = ("eval", "calibration")
 #: Questions a task in the evaluation split (MMBench counts base questions, MME pairs); calibration has a
 #: quarter.
@@ -53,8 +58,8 @@ _EXTRA: dict[str, Row] = {
         solution="",
     ),
     "textvqa": dict(
-        image_width=IMAGE_SIZE,
-        image_height=IMAGE_SIZE,
+        image_width=None,  # the scene's, as is the height
+        image_height=None,
         flickr_original_url="",
         flickr_300k_url="",
         image_classes=["Scene"],
@@ -68,23 +73,30 @@ def _png(scene: Scene, name: str) -> dict[str, object]:
     return {"bytes": data.getvalue(), "path": f"{name}.png"}
 
 
-def image_name(task: str, split: str, index: int) -> str:
+def image_name(task: str, split: str, index: int, varied: bool = False) -> str:
     """Name of a task's image, as its file has it (`scene_of` is the way back)."""
-    return f"{task}-{split}-{index:05d}"
+    return f"{VARIED}-" * varied + f"{task}-{split}-{index:05d}"
 
 
 def scene_of(name: str) -> Scene:
     """What is drawn on the image of that name (with or without .png). Raises ValueError for another name."""
-    task, split, index = name.removesuffix(".png").split("-")
-    return sample_scene(split, SEED + documents.TASKS.index(task), int(index))
+    varied = name.startswith(f"{VARIED}-")
+    task, split, index = name.removesuffix(".png").removeprefix(f"{VARIED}-").split("-")
+    return _scene(task, split, int(index), varied)
 
 
-def _groups(task: str, split: str, wanted: int):
+def _scene(task: str, split: str, index: int, varied: bool) -> Scene:
+    seed = SEED + documents.TASKS.index(task)
+    canvas = varied_canvas(seed, index) if varied else SQUARE
+    return sample_scene(split, seed, index, canvas=canvas)
+
+
+def _groups(task: str, split: str, wanted: int, varied: bool = False):
     """Yields (image name, scene, rows of one question) until `wanted` questions were made."""
     stream = documents.TASKS.index(task)
     made = index = 0
     while made < wanted:
-        scene = sample_scene(split, SEED + stream, index)
+        scene = _scene(task, split, index, varied)
         rng = np.random.default_rng([SEED, stream, index])
         for _ in range(PER_IMAGE.get(task, 1)):
             if task == "mme":
@@ -95,7 +107,7 @@ def _groups(task: str, split: str, wanted: int):
             else:
                 rows = documents.MAKERS[task](scene, rng)
             if rows and made < wanted:
-                yield image_name(task, split, index), scene, rows
+                yield image_name(task, split, index, varied), scene, rows
                 made += 1
         index += 1
 
@@ -117,6 +129,12 @@ def _identify(task: str, split: str, row: Row, image: str, question: int, positi
     return {}
 
 
+def _extra(task: str, scene: Scene) -> Row:
+    """`_EXTRA` of a scene's rows, in the order of the columns."""
+    size = dict(image_width=scene.width, image_height=scene.height) if task == "textvqa" else {}
+    return _EXTRA.get(task, {}) | size
+
+
 def _write(rows: list[Row], path: Path) -> None:
     from datasets import Dataset, Image
 
@@ -126,9 +144,9 @@ def _write(rows: list[Row], path: Path) -> None:
     table.to_parquet(str(path))
 
 
-def build(root: Path, progress: bool = True) -> Path:
+def build(root: Path, progress: bool = True, varied: bool = False) -> Path:
     """Draw and write every task and split below `root`, `<task>/<split>.parquet` (GQA: `_instructions`,
-    `_images`).
+    `_images`), on squares or on canvases of varied size.
     """
     import datasets
 
@@ -139,13 +157,13 @@ def build(root: Path, progress: bool = True) -> Path:
             folder = root / task
             folder.mkdir(parents=True, exist_ok=True)
             rows, images = [], {}
-            groups = _groups(task, split, count if split == "eval" else count // 4)
+            groups = _groups(task, split, count if split == "eval" else count // 4, varied)
             for question, (name, scene, group) in enumerate(groups):
                 if name not in images:
                     images[name] = _png(scene, name)
                 for position, row in enumerate(group):
                     identified = (
-                        _identify(task, split, row, name, question, position) | row | _EXTRA.get(task, {})
+                        _identify(task, split, row, name, question, position) | row | _extra(task, scene)
                     )
                     rows.append(identified if task == "gqa" else identified | {"image": images[name]})
             if task.startswith("mmbench"):
@@ -164,21 +182,24 @@ def build(root: Path, progress: bool = True) -> Path:
     return root
 
 
-def default_root() -> Path:
+def default_root(varied: bool = False) -> Path:
     """`$POCKET8_HOME`, or a folder in the user's cache; named after VERSION."""
     home = os.environ.get("POCKET8_HOME")
     base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pocket8"
-    return base / f"v{VERSION}"
+    return base / (f"v{VERSION}" + f"-{VARIED}" * varied)
 
 
-def ensure(root: Path | None = None) -> Path:
-    """The folder with the data sets; draws them on first use (half a minute), in one atomic step."""
-    root = root or default_root()
+def ensure(root: Path | None = None, varied: bool = False) -> Path:
+    """The folder with the data sets; draws them on first use (half a minute), in one atomic step.
+
+    varied: on canvases of varied size instead of squares; both sets live side by side.
+    """
+    root = root or default_root(varied)
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root.parent))
         try:
-            build(temporary)
+            build(temporary, varied=varied)
             os.replace(temporary, root)
         except OSError:
             if not root.exists():  # else another process was faster
@@ -191,4 +212,6 @@ def ensure(root: Path | None = None) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw Pocket-8, the eight small data sets.")
     parser.add_argument("--root", type=Path, default=None)
-    print(ensure(parser.parse_args().root))
+    parser.add_argument("--varied", action="store_true", help="canvases of varied size instead of squares")
+    arguments = parser.parse_args()
+    print(ensure(arguments.root, arguments.varied))

@@ -1,9 +1,10 @@
 """Procedurally drawn scenes: what is in them (`Scene`), and the pixels (`render`).
 
-A scene is 336 x 336 pixels with 1 to 14 *things* on a background from flat to cluttered. A thing is an object
-(shape, colour, texture, size) or a written label (a word or a digit, colour, size). Boxes do not overlap and
-their corners lie on a 7-pixel lattice (half a CLIP patch), which keeps the drawings learnable for a network
-of a few million parameters. Because the scene is known, so is its true complexity: `len(scene.things)`.
+A scene is a canvas of 336 x 336 pixels (or of any other size: `varied_canvas`) with 1 to 14 *things* on a
+background from flat to cluttered. A thing is an object (shape, colour, texture, size) or a written label (a
+word or a digit, colour, size). Boxes do not overlap and their corners lie on a 7-pixel lattice (half a CLIP
+patch), which keeps the drawings learnable for a network of a few million parameters. Because the scene is
+known, so is its true complexity: `len(scene.things)`.
 
 Splits are disjoint by construction: a scene belongs to the split that the digest of its description falls
 into, and each split's sampler rejects scenes of the other splits.
@@ -22,8 +23,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 IMAGE_SIZE = 336
 LATTICE = 7
-GRID = IMAGE_SIZE // LATTICE
 MAX_THINGS = 14
+#: Width and height in pixels: the canvas of LLaVA's sets, and the shortest and longest side where it varies.
+SQUARE = (IMAGE_SIZE, IMAGE_SIZE)
+VARIED_SIDES = (224, 448)
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 COLOURS = {
@@ -52,6 +55,7 @@ BACKGROUNDS = ("flat", "gradient", "noise", "strokes", "blobs")
 # Buckets of the description's digest (0..9) that belong to each split.
 SPLIT_BUCKETS = {"train": range(0, 8), "calibration": range(8, 9), "eval": range(9, 10)}
 _SPLIT_STREAM = {"train": 0, "calibration": 1, "eval": 2}
+_CANVAS_STREAM = 3
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Scene:
     background: str
     tint: tuple[int, int, int]
     paint_seed: int
+    width: int = IMAGE_SIZE
+    height: int = IMAGE_SIZE
 
     @property
     def objects(self) -> tuple[Thing, ...]:
@@ -92,7 +98,7 @@ class Scene:
 
     @property
     def bucket(self) -> int:
-        """0..9, from the digest of everything but the paint noise: decides the split."""
+        """0..9, from the digest of the things and the kind of background: decides the split."""
         description = repr((self.things, self.background)).encode()
         return hashlib.sha256(description).digest()[0] % 10
 
@@ -116,22 +122,22 @@ def _text_units(text: str, size: str) -> tuple[int, int]:
 def _place(rng: np.random.Generator, taken: np.ndarray, width: int, height: int) -> tuple[int, int] | None:
     """A free lattice corner for a box with a margin of one unit, or None after a few tries."""
     for _ in range(12):
-        x = int(rng.integers(1, GRID - width))
-        y = int(rng.integers(1, GRID - height))
+        x = int(rng.integers(1, taken.shape[1] - width))
+        y = int(rng.integers(1, taken.shape[0] - height))
         if not taken[y - 1 : y + height + 1, x - 1 : x + width + 1].any():
             taken[y : y + height, x : x + width] = True
             return x, y
     return None
 
 
-def _sample(rng: np.random.Generator, fewest: int, most: int) -> Scene:
+def _sample(rng: np.random.Generator, fewest: int, most: int, canvas: tuple[int, int]) -> Scene:
     wanted = int(rng.integers(fewest, most + 1))
     share_of_text = float(rng.choice([0.2, 0.35, 0.6]))
     kinds = [
         "object" if rng.random() > share_of_text else ("word" if rng.random() < 0.7 else "digit")
         for _ in range(wanted)
     ]
-    taken = np.zeros((GRID, GRID), bool)
+    taken = np.zeros((canvas[1] // LATTICE, canvas[0] // LATTICE), bool)
     things: list[Thing] = []
     for kind in kinds:
         size = SIZES[int(rng.choice(3, p=(0.4, 0.35, 0.25)))]
@@ -149,20 +155,35 @@ def _sample(rng: np.random.Generator, fewest: int, most: int) -> Scene:
             box = (corner[0] * LATTICE, corner[1] * LATTICE, width * LATTICE, height * LATTICE)
             things.append(Thing(kind, name, colour, size, texture, box))
     tint = tuple(int(v) for v in rng.integers(190, 246, 3))
-    return Scene(
-        tuple(things), BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))], tint, int(rng.integers(2**31))
-    )
+    background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+    return Scene(tuple(things), background, tint, int(rng.integers(2**31)), *canvas)
 
 
-def sample_scene(split: str, seed: int, index: int, fewest: int = 1, most: int = MAX_THINGS) -> Scene:
+def varied_canvas(seed: int, index: int, sides: tuple[int, int] = VARIED_SIDES) -> tuple[int, int]:
+    """Width and height in pixels, each drawn from `sides` (both ends included): aspect ratios up to 2."""
+    rng = np.random.default_rng([_CANVAS_STREAM, seed, index])
+    width, height = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
+    return width, height
+
+
+def sample_scene(
+    split: str,
+    seed: int,
+    index: int,
+    fewest: int = 1,
+    most: int = MAX_THINGS,
+    canvas: tuple[int, int] = SQUARE,
+) -> Scene:
     """Scene number `index` of a split: the same arguments give the same scene.
+
+    canvas: width and height in pixels. At most `most` things; fewer than `fewest` where they find no room.
 
     Raises:
         KeyError: unknown split.
     """
     rng = np.random.default_rng([_SPLIT_STREAM[split], seed, index])
     while True:
-        scene = _sample(rng, fewest, most)
+        scene = _sample(rng, fewest, most, canvas)
         if scene.things and scene.bucket in SPLIT_BUCKETS[split]:
             return scene
 
@@ -238,20 +259,29 @@ def _texture(colour: str, texture: str, size: int) -> Image.Image:
 
 def _background(scene: Scene) -> Image.Image:
     rng = np.random.default_rng(scene.paint_seed)
+    width, height = scene.width, scene.height
     tint = np.array(scene.tint, np.float32)
     if scene.background == "gradient":
         other = rng.integers(170, 250, 3).astype(np.float32)
-        ramp = np.linspace(0, 1, IMAGE_SIZE, dtype=np.float32)[:, None, None]
-        pixels = np.broadcast_to(tint * (1 - ramp) + other * ramp, (IMAGE_SIZE, IMAGE_SIZE, 3))
-        return Image.fromarray((pixels if rng.random() < 0.5 else pixels.swapaxes(0, 1)).astype(np.uint8))
+        down = rng.random() < 0.5
+        ramp = np.linspace(0, 1, height if down else width, dtype=np.float32)[:, None]
+        colours = tint * (1 - ramp) + other * ramp
+        pixels = np.broadcast_to(colours[:, None] if down else colours, (height, width, 3))
+        return Image.fromarray(pixels.astype(np.uint8))
     if scene.background == "noise":
-        coarse = rng.normal(0, 14, (IMAGE_SIZE // 4, IMAGE_SIZE // 4, 3)).repeat(4, 0).repeat(4, 1)
-        return Image.fromarray(np.clip(tint + coarse, 0, 255).astype(np.uint8))
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), scene.tint)
+        coarse = rng.normal(0, 14, (-(-height // 4), -(-width // 4), 3)).repeat(4, 0).repeat(4, 1)
+        return Image.fromarray(np.clip(tint + coarse[:height, :width], 0, 255).astype(np.uint8))
+    image = Image.new("RGB", (width, height), scene.tint)
     draw = ImageDraw.Draw(image)
+
+    def somewhere(lowest: int) -> tuple[int, int]:
+        # Drawn on a square, then stretched: the same random numbers whatever the canvas.
+        x, y = (int(v) for v in rng.integers(lowest, IMAGE_SIZE, 2))
+        return x * width // IMAGE_SIZE, y * height // IMAGE_SIZE
+
     if scene.background == "strokes":
         for _ in range(int(rng.integers(15, 60))):
-            x, y = rng.integers(0, IMAGE_SIZE, 2)
+            x, y = somewhere(0)
             dx, dy = rng.integers(-60, 61, 2)
             draw.line(
                 (x, y, x + dx, y + dy),
@@ -260,14 +290,14 @@ def _background(scene: Scene) -> Image.Image:
             )
     elif scene.background == "blobs":
         for _ in range(int(rng.integers(8, 30))):
-            x, y = rng.integers(-20, IMAGE_SIZE, 2)
+            x, y = somewhere(-20)
             w, h = rng.integers(10, 70, 2)
             draw.ellipse((x, y, x + w, y + h), fill=tuple(int(v) for v in rng.integers(165, 240, 3)))
     return image
 
 
 def render(scene: Scene) -> Image.Image:
-    """The scene as an RGB image of 336 x 336 pixels."""
+    """The scene as an RGB image of its canvas's size."""
     image = _background(scene)
     draw = ImageDraw.Draw(image)
     for thing in scene.things:

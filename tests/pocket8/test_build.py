@@ -7,6 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
+from harness import pocket8
 from harness.lmms_tasks import Documents
 from harness.lmms_tasks import build as build_task
 from harness.pocket8 import build, documents
@@ -40,6 +41,37 @@ def root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "QUESTIONS", dict.fromkeys(build.QUESTIONS, 8))
         return build.build(tmp_path_factory.mktemp("pocket8"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "QUESTIONS", {"pope": 8, "textvqa": 8})
+        return build.build(tmp_path_factory.mktemp("varied"), progress=False, varied=True)
+
+
+def test_varied_images_have_their_scenes_sizes(varied):
+    rows = parquet.read_table(varied / "textvqa/eval.parquet").to_pylist()
+    sizes = set()
+    for row in rows:
+        pixels = Image.open(io.BytesIO(row["image"]["bytes"]))
+        scene = build.scene_of(row["image"]["path"])
+        assert pixels.size == (scene.width, scene.height) == (row["image_width"], row["image_height"])
+        assert list(pixels.convert("RGB").getdata()) == list(render(scene).getdata())
+        sizes.add(pixels.size)
+    assert len(sizes) == 8
+    names = Documents(BENCHMARKS["pope"], varied, "eval").image_names
+    assert all(name.startswith("varied-pope-eval-") for name in names)
+
+
+def test_backbones_that_take_any_size_get_varied_canvases(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
+    monkeypatch.setenv("POCKET8_HOME", str(tmp_path))
+    square = pocket8.ensure(varied=pocket8.varied_for({"visual_tokens": 576}))
+    varied = pocket8.ensure(varied=pocket8.varied_for({"min_pixels": 3136, "max_pixels": 200704}))
+    assert {square.name, varied.name} == {p.name for p in tmp_path.iterdir()} == {
+        f"v{build.VERSION}", f"v{build.VERSION}-varied"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", COLUMNS)

@@ -133,7 +133,7 @@ def test_a_trained_checkpoint_prunes(tiny_qwen_checkpoint, tmp_path, monkeypatch
     """From training to `with StepPrune(...)`, with a budget that is a share."""
     from methods.stepprune.training import train as module
 
-    monkeypatch.setattr(module, "data_source", lambda options: Source())
+    monkeypatch.setattr(module, "data_source", lambda *_: Source())
     monkeypatch.setattr(
         module,
         "held_out",

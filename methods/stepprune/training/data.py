@@ -34,18 +34,21 @@ class Example:
 class Pocket8:
     """Scenes of a split ("train"; "calibration" for held-out ones) with questions of all eight tasks in turn.
 
-    questions: asked of each scene. Scene i of a seed is always the same one.
+    questions: asked of each scene. Scene i of a seed is always the same one. varied: on canvases of varied
+    size instead of squares.
     """
 
-    def __init__(self, split: str = "train", questions: int = 4, seed: int = 0):
-        self.split, self.questions, self.seed = split, questions, seed
+    def __init__(self, split: str = "train", questions: int = 4, seed: int = 0, varied: bool = False):
+        self.split, self.questions, self.seed, self.varied = split, questions, seed, varied
 
     def __getitem__(self, index: int) -> Example:
         from harness.pocket8 import documents
-        from harness.pocket8.scenes import render, sample_scene
+        from harness.pocket8.scenes import SQUARE, render, sample_scene, varied_canvas
 
-        # an own stream: the backbone was trained on seeds 1 and 2 of small runs, the benchmark's is a date
-        scene = sample_scene(self.split, 7_000_000 + self.seed, index)
+        # an own stream: the backbones were trained on seeds below 200, the benchmark's is a date
+        seed = 7_000_000 + self.seed
+        canvas = varied_canvas(seed, index) if self.varied else SQUARE
+        scene = sample_scene(self.split, seed, index, canvas=canvas)
         rng = np.random.default_rng([7, self.seed, index])
         asked: list[tuple[str, str]] = []
         first, tries = index * self.questions, 0

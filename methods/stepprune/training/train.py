@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harness.errors import UserError
+from harness.pocket8 import varied_for
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig, counts
@@ -151,7 +152,9 @@ def batches(source, collate: Collator, numbers: range, images: int, workers: int
 
 def held_out(backbone, frozen: FrozenModel, images: int = HELD_OUT_IMAGES) -> Iterator[Batch]:
     """Questions of Pocket-8's calibration split: four images a batch, one question of each task."""
-    source, collate = Pocket8("calibration", questions=8, seed=1), Collator(backbone, frozen)
+    varied = varied_for(backbone.describe())
+    source = Pocket8("calibration", questions=8, seed=1, varied=varied)
+    collate = Collator(backbone, frozen)
     for first in range(0, images, 4):
         yield collate([source[i] for i in range(first, min(first + 4, images))])
 
@@ -314,7 +317,7 @@ def train(options: TrainOptions) -> dict[str, object]:
     most = backbone.num_visual_tokens
     if options.target_tokens is not None and not 1 <= options.target_tokens <= most:
         raise UserError(f"--target-tokens must be 1 to {most}, the tokens of an image")
-    source, collate = data_source(options), Collator(backbone, frozen)
+    source, collate = data_source(options, backbone), Collator(backbone, frozen)
     images = options.batch_size // options.questions
     objective = new_objective(options, frozen, collate([source[i] for i in range(images)]))
     optimiser = torch.optim.AdamW(parameter_groups(objective, options), betas=(0.9, 0.98))
@@ -411,10 +414,10 @@ def _check_free(options: TrainOptions) -> None:
             raise UserError(f"{path} exists; give another --out, go on with --resume, or remove it")
 
 
-def data_source(options: TrainOptions):
+def data_source(options: TrainOptions, backbone):
     """What questions come from."""
     if options.data is None:
-        return Pocket8("train", options.questions, options.seed)
+        return Pocket8("train", options.questions, options.seed, varied_for(backbone.describe()))
     return LlavaInstructions(options.data, options.images, options.questions, options.seed)
 
 
