@@ -60,7 +60,8 @@ def test_varied_images_have_their_scenes_sizes(varied):
         assert list(pixels.convert("RGB").getdata()) == list(render(scene).getdata())
         sizes.add(pixels.size)
     assert len(sizes) == 8
-    names = Documents(BENCHMARKS["pope"], varied, "eval").image_names
+    pope = BENCHMARKS["pope"]
+    names = Documents(pope, flat(pope, varied, "eval")).image_names
     assert all(name.startswith("varied-pope-eval-") for name in names)
 
 
