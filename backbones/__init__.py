@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from backbones.backbone import Backbone
 
 _HERE = Path(__file__).parent
-#: checkpoint folders by name
-NAMED = {"pocket-llava": _HERE / "pocket" / "checkpoints" / "pocket-llava"}
+#: folders of the shipped checkpoints by name
+NAMED = {name: _HERE / "pocket" / "checkpoints" / name for name in ("pocket-llava", "pocket-qwen")}
 
 
 def available() -> list[str]:

@@ -269,10 +269,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--tasks",
-        default="all",
         metavar="LIST",
-        help="all, or comma-separated tasks: pope,gqa, on Pocket-8. paper: the benchmarks in the backbone's "
-        "table of the paper; paper:pope,gqa: some of them (docs/benchmarks.md)",
+        help="all, or comma-separated tasks: pope,gqa, on Pocket-8. paper: the benchmarks themselves, in the "
+        "columns of the paper's table for the backbone; paper:pope,gqa: some of them (docs/benchmarks.md). "
+        "Default: Pocket-8 in those columns, eight for LLaVA-1.5 and five for Qwen2.5-VL",
     )
     what.add_argument(
         "--limit",
@@ -460,8 +460,10 @@ def load_options(options: argparse.Namespace, suite):
 
 def chosen_tasks(options: argparse.Namespace):
     """`--tasks` -> (suite, benchmarks); the columns of a table depend on the backbone's family."""
-    from harness.tasks import PAPER, paper_columns, parse_suite, parse_tasks
+    from harness.tasks import PAPER, POCKET8, paper_columns, parse_suite, parse_tasks, pocket_columns
 
+    if options.tasks is None:
+        return POCKET8, tuple(pocket_columns(_family(options)))
     suite, names = parse_suite(options.tasks)
     if suite is PAPER and names == PAPER.name:
         return suite, tuple(paper_columns(_family(options)))

@@ -175,9 +175,9 @@ def render(config: RunConfig, table: pd.DataFrame, caption: str) -> str:
 
 
 def _budget(budget: float) -> str:
-    return (
-        f"{100 * budget:g} %" if isinstance(budget, float) and budget < 1 else f"{budget:.0f} visual tokens"
-    )
+    if isinstance(budget, float) and budget < 1:
+        return f"{100 * budget:g} % of an image's visual tokens ({100 - 100 * budget:g} % pruned)"
+    return f"{budget:.0f} visual tokens"
 
 
 def _column(rows: pd.DataFrame, name: str, form: str, scale: float = 1.0) -> list[str]:

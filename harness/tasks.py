@@ -143,9 +143,9 @@ POCKET8 = Suite("pocket8", "Pocket-8 (drawn scenes, held-out split)", "eval", 16
 #: 10,000 of VQAv2's 214,354 questions give its score to about 0.8 points (95 %)
 PAPER = Suite("paper", "the benchmarks themselves", None, None, False, None, {"vqav2": 10_000})
 
-#: what `--tasks paper` takes, by model family: the columns of Table 1 (TextVQA both ways) and of Table 2,
-#: whose last one is "VQA" with a mark that our copy has lost; 84.8 for the unpruned model fits TextVQA
-#: without OCR tokens
+#: the paper's columns by model family, which a run takes unless it is told otherwise: those of Table 1
+#: (TextVQA both ways) and of Table 2, whose last one is "VQA" with a mark that our copy has lost; 84.8 for
+#: the unpruned model fits TextVQA without OCR tokens
 PAPER_COLUMNS = {
     "llava": tuple(BENCHMARKS),
     "qwen2_5_vl": ("mmbench_en", "mme", "pope", "scienceqa", "textvqa"),
@@ -168,6 +168,11 @@ def paper_columns(family: str) -> list[Benchmark]:
             f"--tasks paper: the paper has no table of family {family!r}; name tasks: --tasks paper:gqa,pope"
         )
     return [BENCHMARKS[name] for name in PAPER_COLUMNS[family]]
+
+
+def pocket_columns(family: str) -> list[Benchmark]:
+    """Pocket-8's tasks in the paper's columns for a model family; all eight for one without a table."""
+    return [BENCHMARKS[name] for name in EIGHT if name in PAPER_COLUMNS.get(family, EIGHT)]
 
 
 def parse_tasks(text: str) -> list[Benchmark]:

@@ -121,7 +121,7 @@ def test_one_block_a_budget_each_with_vanilla(counter):
 
 def test_fractions_are_blocks_too(counter):
     text = leaderboard.render(config(0.25), example(counter, (0.25,)), "caption")
-    assert "Budget 25 %" in text
+    assert "## Budget 25 % of an image's visual tokens (75 % pruned)\n" in text
 
 
 def test_a_failed_cell_leaves_gaps_and_no_average(counter):

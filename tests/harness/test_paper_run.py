@@ -12,7 +12,16 @@ from backbones.hub.load import SYSTEM_SENTENCE
 from harness import cli, comparable, records
 from harness.errors import UserError
 from harness.synthetic_mirror import COLORS
-from harness.tasks import BENCHMARKS, EIGHT, PAPER, POCKET8, averaged, paper_columns, parse_suite
+from harness.tasks import (
+    BENCHMARKS,
+    EIGHT,
+    PAPER,
+    POCKET8,
+    averaged,
+    paper_columns,
+    parse_suite,
+    pocket_columns,
+)
 
 FEW = ["--max-new-tokens", "2", "--latency-repeats", "1", "--device", "cpu"]
 TABLE2 = ("mmbench_en", "mme", "pope", "scienceqa", "textvqa")
@@ -153,6 +162,8 @@ def test_suites_and_columns():
     assert [b.name for b in paper_columns("qwen2_5_vl")] == list(TABLE2)
     with pytest.raises(UserError, match="no table of family 'llama'"):
         paper_columns("llama")
+    assert [b.name for b in pocket_columns("qwen2_5_vl")] == list(TABLE2)
+    assert [b.name for b in pocket_columns("llava")] == list(EIGHT)
     assert averaged([*BENCHMARKS]) == [n for n in BENCHMARKS if n != "textvqa"]
     assert averaged(EIGHT) == list(EIGHT)
 
@@ -173,7 +184,11 @@ def test_what_the_paper_suite_brings():
     assert limits.pop("vqav2") == 10_000 and set(limits.values()) == {None}
     assert {options("--tasks", "paper:vqav2", "--limit", "all").limit_of(BENCHMARKS["vqav2"])} == {None}
     config = options("--backbone", "llava-1.5-13b")
+    assert [b.name for b in config.benchmarks] == list(EIGHT)
     assert config.load.llava_inputs == "checkpoint" and config.suite is POCKET8 and config.dtype == "float32"
+    config = options("--backbone", "qwen2.5-vl-7b")
+    assert config.suite is POCKET8 and [b.name for b in config.benchmarks] == list(TABLE2)
+    assert len(options("--backbone", "qwen2.5-vl-7b", "--tasks", "all").benchmarks) == 8
 
 
 def test_reasons_against_comparison():
