@@ -50,7 +50,8 @@ def test_what_is_not_here_is_told_with_the_command(cache):
     assert "hf download llava-hf/llava-1.5-7b-hf --include '*.json'" in text and "--download" in text
     with pytest.raises(UserError, match=r"hf download some/model --revision abc"):
         find("some/model", revision="abc")
-    with pytest.raises(UserError, match=r"unknown backbone 'nosuch'.*pocket-llava, pocket-qwen, llava-1.5-7b"):
+    known = r"unknown backbone 'nosuch'.*pocket-llava, pocket-qwen, llava-1.5-7b"
+    with pytest.raises(UserError, match=known):
         find("nosuch")
 
 

@@ -34,7 +34,7 @@ from backbones.pocket.train_language import (
 from harness.pocket8.scenes import varied_canvas
 
 #: Defaults of the recipe.
-STEPS, BATCH, LR, OTHER_LR = 2600, 4, 1.5e-3, 1e-3
+STEPS, BATCH, LR, OTHER_LR = 1600, 4, 1.5e-3, 1e-3
 SCHEDULE = Schedule(drills_until=0.1, beside_until=0.7, full_scenes_from=0.05, lettered_from=0.2)
 #: Every other step until this share of the training shows so many tokens of a thing, and of the background.
 SPARSE_UNTIL, SPARSE = 0.7, (3, 16)
