@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
 
 
-def draw(table: pd.DataFrame, visual_tokens: int, out: Path) -> list[Path]:
+def draw(table: pd.DataFrame, out: Path) -> list[Path]:
     """Write accuracy_budget.png and accuracy_latency.png from the leaderboard's rows
     (harness.leaderboard.build).
+
+    Budgets stand in visual tokens, or in % of an image's where all of them are fractions. Without a method that
+    prunes there is nothing to draw.
     """
     import matplotlib
 
@@ -22,36 +26,46 @@ def draw(table: pd.DataFrame, visual_tokens: int, out: Path) -> list[Path]:
     for column in ("average", "average_low", "average_high", "prefill"):
         if column not in data:
             data[column] = float("nan")
-    data["tokens"] = [b * visual_tokens if isinstance(b, float) and b < 1 else b for b in data["block"]]
+    unpruned = data.loc[data["budget"].isna(), "kept"].mean()
+    fractions = data["block"] < 1
+    by_share = bool(fractions.all())
+    data["x"] = data["block"].where(~fractions, data["block"] * (100 if by_share else unpruned))
     pruned = data[data["budget"].notna()].drop(columns="budget").rename(columns={"block": "budget"})
-    palette = dict(
-        zip(pruned["method"].unique(), sns.color_palette("colorblind", pruned["method"].nunique()))
-    )
+    if pruned.empty:
+        return []
+    colours = cycle([*sns.color_palette("colorblind"), *sns.color_palette("dark")])
+    palette = dict(zip(pruned["method"].unique(), colours))
     paths = [out / "accuracy_budget.png", out / "accuracy_latency.png"]
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    sns.lineplot(pruned, x="tokens", y="average", hue="method", palette=palette, marker="o", ax=axes)
+    figure, axes = plt.subplots(figsize=(7.4, 4.2))
+    sns.lineplot(pruned, x="x", y="average", hue="method", palette=palette, marker="o", ax=axes)
     for _, row in pruned.iterrows():
         axes.plot(
-            [row.tokens] * 2, [row.average_low, row.average_high], color=palette[row.method], lw=1, alpha=0.5
+            [row.x] * 2, [row.average_low, row.average_high], color=palette[row.method], lw=1, alpha=0.5
         )
-    axes.axhline(100, color="0.4", ls="--", lw=1, label=f"vanilla ({visual_tokens} tokens)")
-    axes.set(xlabel="budget (visual tokens)", ylabel="average of score / vanilla (%)")
-    axes.set_xticks(sorted(pruned["tokens"].unique()))
+    axes.axhline(100, color="0.4", ls="--", lw=1, label=f"vanilla ({unpruned:.4g} tokens)")
+    what = "% of an image's visual tokens" if by_share else "visual tokens"
+    axes.set(xlabel=f"budget ({what})", ylabel="average of score / vanilla (%)")
+    axes.set_xticks(sorted(pruned["x"].unique()))
     axes.margins(x=0.1)
-    axes.legend(title=None, fontsize="small")
+    _legend(axes)
     _save(figure, paths[0])
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    figure, axes = plt.subplots(figsize=(7.4, 4.2))
     sns.scatterplot(
         pruned, x="prefill", y="average", hue="method", style="budget", palette=palette, s=60, ax=axes
     )
     vanilla = data[data["budget"].isna()].head(1)
     axes.scatter(vanilla["prefill"], vanilla["average"], marker="*", s=140, color="0.3", label="vanilla")
     axes.set(xlabel="measured prefill latency (ms, batch size 1)", ylabel="average of score / vanilla (%)")
-    axes.legend(title=None, fontsize="small")
+    _legend(axes)
     _save(figure, paths[1])
     return paths
+
+
+def _legend(axes) -> None:
+    """Beside the plot, where it hides no point."""
+    axes.legend(title=None, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
 def _save(figure, path: Path) -> None:

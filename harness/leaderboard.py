@@ -30,7 +30,7 @@ def publish(session: Session, outcome) -> str:
     text = render(config, table, caption(config, outcome, text_tokens))
     (config.out / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
     table.drop(columns="failed").to_csv(config.out / "leaderboard.csv", index=False)
-    figures.draw(table, session.backbone.num_visual_tokens, config.out)
+    figures.draw(table, config.out)
     return text
 
 

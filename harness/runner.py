@@ -86,7 +86,7 @@ def _publish(session: Session, outcome: Outcome, say: Callable[[str], None]) -> 
 
     out = session.config.out
     say("\n" + leaderboard.publish(session, outcome))
-    say(f"\nIn {out}: leaderboard.md, leaderboard.csv, accuracy_budget.png, accuracy_latency.png")
+    say(f"\nIn {out}: leaderboard.md, leaderboard.csv, and figures of what prunes")
     for record in outcome.cells:
         reduced = record.get("run", {}).get("batch_size_reduced_to")
         if reduced:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import tiny
 
-from harness import flops, leaderboard
+from harness import figures, flops, leaderboard
 from harness.config import RunConfig
 from harness.tasks import BENCHMARKS
 
@@ -122,6 +122,24 @@ def test_one_block_a_budget_each_with_vanilla(counter):
 def test_fractions_are_blocks_too(counter):
     text = leaderboard.render(config(0.25), example(counter, (0.25,)), "caption")
     assert "## Budget 25 % of an image's visual tokens (75 % pruned)\n" in text
+
+
+@pytest.mark.parametrize(
+    ("budgets", "where", "words"),
+    [
+        ((0.125, 0.5), [12.5, 50], "% of an image's visual tokens"),
+        ((16, 0.5), [16, 32], "(visual tokens)"),
+    ],
+)
+def test_budgets_on_the_axis(counter, tmp_path, monkeypatch, budgets, where, words):
+    drawn = {}
+    save = figures._save
+    monkeypatch.setattr(figures, "_save", lambda f, path: (drawn.update({path.stem: f}), save(f, path)))
+    paths = figures.draw(example(counter, budgets), tmp_path)
+    assert all(path.stat().st_size > 1000 for path in paths)
+    axes = drawn["accuracy_budget"].axes[0]
+    assert list(axes.get_xticks()) == where and words in axes.get_xlabel()
+    assert "vanilla (64 tokens)" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def test_a_failed_cell_leaves_gaps_and_no_average(counter):
