@@ -12,8 +12,8 @@ def draw(table: pd.DataFrame, out: Path) -> list[Path]:
     """Write accuracy_budget.png and accuracy_latency.png from the leaderboard's rows
     (harness.leaderboard.build).
 
-    Budgets stand in visual tokens, or in % of an image's where all of them are fractions. Without a method that
-    prunes there is nothing to draw.
+    Budgets stand in visual tokens, or in % of an image's where all of them are fractions. Draws nothing where
+    no method prunes.
     """
     import matplotlib
 
