@@ -84,12 +84,6 @@ class Journal:
         self._good_bytes += len(lines)
         self.answers.update({a.key: a for a in answers})
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.path.unlink(missing_ok=True)
-        self.answers.clear()
-        self._good_bytes = 0
-
 
 def rank_path(path: Path, rank: int) -> Path:
     """The file of one of several processes beside the journal at `path`."""

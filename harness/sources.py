@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.tasks import BENCHMARKS, Benchmark
+from harness.tasks import Benchmark
 
 #: lmms-eval 0.7.3 reads the first, earlier releases the second; a mirror may also hold the folders alone
 ORGANISATIONS = ("lmms-lab-encoder", "lmms-lab")
@@ -214,8 +214,3 @@ def locate(
 
         data = pocket8.ensure(varied=varied)
     return flat(benchmark, data, suite.split)
-
-
-def repositories(benchmarks: Iterable[Benchmark] = BENCHMARKS.values()) -> list[str]:
-    """The distinct data sets of the hub behind the benchmarks."""
-    return list(dict.fromkeys(f"{ORGANISATIONS[0]}/{b.repository}" for b in benchmarks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -73,3 +74,13 @@ def qwen(tiny_qwen_checkpoint):
     import backbones
 
     return backbones.load(str(tiny_qwen_checkpoint))
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """Whatever opens a connection fails."""
+
+    def refuse(*arguments):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)

@@ -1,7 +1,6 @@
 """`python -m harness doctor`: what it checks, what it says is missing, its exit code; no network."""
 
 import shutil
-import socket
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -13,13 +12,7 @@ from harness import cli
 from harness.doctor import estimate, machine, online
 from harness.doctor.findings import MISSING, NOTE, OK
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("asked the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture
