@@ -82,7 +82,7 @@ def _things(record: Mapping, data: Path | None) -> Sequence[float]:
     from harness.sources import flat
     from harness.tasks import BENCHMARKS
 
-    root = data or pocket8.ensure(varied=pocket8.varied_for(record["backbone"]))
+    root = data or pocket8.ensure(varied=pocket8.varied_for(record["backbone"]["family"]))
     benchmark = BENCHMARKS[record["task"]]
     whole = Documents(benchmark, flat(benchmark, root, record["data"]["split"]))
     if whole.digest != record["data"]["digest"]:

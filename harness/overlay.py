@@ -62,7 +62,7 @@ def run(
     pruners = [registry.build(spec, budget=budget) for spec in methods]
     backbone = load(backbone_name, LoadOptions(), device)
     pictures = [_from_file(path, question or "") for path in images]
-    pictures = pictures or scenes(question, pocket8.varied_for(backbone.describe()))
+    pictures = pictures or scenes(question, pocket8.varied_for(backbone.family))
     rows = [[look(backbone, pruner, picture) for pruner in pruners] for picture in pictures]
     draw(pictures, methods, rows, [grid_of(backbone, p) for p in pictures], out)
     for picture, row in zip(pictures, rows):

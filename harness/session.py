@@ -117,7 +117,7 @@ class Session:
         from harness.sources import locate
 
         config = self.config
-        varied = config.suite.synthetic and varied_for(self.described)
+        varied = config.suite.synthetic and varied_for(self.described["family"])
         return [locate(config.suite, b, config.data, config.load.download, varied) for b in config.benchmarks]
 
     @functools.cached_property

@@ -120,7 +120,8 @@ def _check(config, options: argparse.Namespace, checkpoint, tell, missing: list[
     for finding in machine.disk(config.out, to_download):
         tell(finding)
     tables = []
-    for found in data.check(config, say):
+    family = checkpoint.family if checkpoint else known.family if known else ""
+    for found in data.check(config, family, say):
         if isinstance(found, Finding):
             tell(found)
         else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from harness.doctor.findings import MISSING, OK, Finding, from_error
 from harness.errors import UserError
+from harness.pocket8 import varied_for
 from harness.schemas import column_problems, row_problems
 from harness.sources import Source, locate
 from harness.tasks import Benchmark
@@ -25,12 +26,15 @@ class Table:
     documents: int
 
 
-def check(config, say: Callable[[str], None]) -> Iterator[Finding | Table]:
-    """One finding a benchmark, and a Table for each that a run could use. config: RunConfig."""
+def check(config, family: str, say: Callable[[str], None]) -> Iterator[Finding | Table]:
+    """One finding a benchmark, and a Table for each that a run could use. config: RunConfig. family: the
+    backbone's."""
     for benchmark in config.benchmarks:
         what = f"data {benchmark.name}"
         try:
-            source = locate(config.suite, benchmark, config.data, config.load.download, say=say)
+            source = locate(
+                config.suite, benchmark, config.data, config.load.download, varied_for(family), say
+            )
             problems = [p for role in source.files for p in _problems(benchmark, role, source)]
             documents = _rows(source)
         except UserError as error:

@@ -11,6 +11,7 @@ import torch
 from harness import cli
 from harness.doctor import estimate, machine, online
 from harness.doctor.findings import MISSING, NOTE, OK
+from harness.pocket8 import build
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -39,6 +40,19 @@ def test_a_run_that_could_start(doctor, hub_checkpoints, mirror, family, tmp_pat
     if family == "llava":
         assert "64 places for the first image (8 x 8)" in said
     assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(("family", "drawn"), [("llava", ""), ("qwen2_5_vl", "-varied")])
+def test_pocket8_is_checked_as_the_backbone_will_see_it(
+    doctor, hub_checkpoints, family, drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
+    monkeypatch.setenv("POCKET8_HOME", str(tmp_path / "pocket8"))
+    code, said = doctor(
+        "--backbone", hub_checkpoints[family], "--tasks", "gqa", "--no-model", "--no-estimate"
+    )
+    assert code == 0 and "data gqa" in said, said
+    assert [p.name for p in (tmp_path / "pocket8").iterdir()] == [f"v{build.VERSION}{drawn}"]
 
 
 def test_nothing_is_here(doctor, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ def shipped(request):
 @pytest.fixture(scope="module")
 def questions(shipped):
     """Images and questions of all eight tasks, drawn from a split that no training has seen."""
-    source = Pocket8("calibration", questions=8, seed=3, varied=varied_for(shipped.describe()))
+    source = Pocket8("calibration", questions=8, seed=3, varied=varied_for(shipped.family))
     return [(e.image, *asked) for e in map(source.__getitem__, range(SCENES)) for asked in e.asked]
 
 
