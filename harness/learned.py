@@ -15,6 +15,8 @@ AGGREGATIONS = ("full", "alive", "uniform", "last")
 
 def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     """Add the parsers to `python -m harness`'s; the handler of each command."""
+    from harness.cli import positive
+
     train = commands.add_parser("train", help="train a learned method on a frozen backbone")
     _method(train)
     train.add_argument(
@@ -30,6 +32,13 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
         "--folder", type=Path, default=Path("results/stepprune/ablations"), metavar="DIR", help="for results"
     )
     ablate.add_argument("--ours", action="store_true", help="variants of our own too, not only the paper's")
+    ablate.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="train each with so many, --seed and the next ones",
+    )
     _training(ablate, steps=60, length_required=False)
 
     calibrate = commands.add_parser("calibrate", help="calibrate a checkpoint to further mean token counts")

@@ -1,10 +1,12 @@
 """Table 4: encoder direction and score aggregation, each trained and measured the same way at a reduced
-number of steps, and our own switches beside them."""
+number of steps and at the same mean K, with one or several seeds; our own switches beside them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,10 @@ OURS: dict[str, dict[str, object]] = {
 }
 
 
+#: row -> seed -> the training's summary
+Results = dict[str, dict[int, dict]]
+
+
 def variants(base: TrainOptions, folder: Path, ours: bool) -> dict[str, TrainOptions]:
     """Options of each row; checkpoints stand in `folder`."""
     rows = TABLE_4 | (OURS if ours else {})
@@ -38,47 +44,60 @@ def variants(base: TrainOptions, folder: Path, ours: bool) -> dict[str, TrainOpt
     }
 
 
-def run(base: TrainOptions, folder: Path, ours: bool = False) -> dict[str, dict[str, object]]:
-    """Train every variant that has no summary yet; write `<folder>/table4.json` and `.md`.
+def run(base: TrainOptions, folder: Path, ours: bool = False, seeds: Sequence[int] = (0,)) -> Results:
+    """Train every variant with every seed where there is no summary yet; write `<folder>/table4.json` and
+    `.md`. Checkpoints and logs stand in `<folder>/seed<N>`.
 
     A row's accuracy stands on held-out questions (Pocket-8's calibration split, answers right in every
-    token, teacher-forced, over vanilla's): it orders variants. The leaderboard's own measure is
-    `run_all.py --methods stepprune:checkpoint=FILE`.
+    token, teacher-forced, over vanilla's), the stop bias calibrated to the target on the same ones: it
+    orders variants. The leaderboard's own measure is `run_all.py --methods stepprune:checkpoint=FILE`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for name, options in variants(base, folder, ours).items():
-        summary = options.out.with_suffix(".summary.json")
-        if not summary.exists():
-            print(f"-- {name}", flush=True)
-            train(replace(options, resume=True))
-        results[name] = json.loads(summary.read_text())
-        (folder / "table4.json").write_text(
-            json.dumps({"steps": base.steps, "rows": results}, indent=1) + "\n"
-        )
-        (folder / "table4.md").write_text(markdown(results, base.steps))
+    results: Results = {}
+    for seed in seeds:
+        for name, options in variants(replace(base, seed=seed), folder / f"seed{seed}", ours).items():
+            summary = options.out.with_suffix(".summary.json")
+            if not summary.exists():
+                print(f"-- {name}, seed {seed}", flush=True)
+                train(replace(options, resume=True, cost=False))
+            results.setdefault(name, {})[seed] = json.loads(summary.read_text())
+            (folder / "table4.json").write_text(
+                json.dumps({"steps": base.steps, "rows": results}, indent=1) + "\n"
+            )
+            (folder / "table4.md").write_text(markdown(results, base.steps))
     print((folder / "table4.md").read_text())
     return results
 
 
-def markdown(results: dict[str, dict], steps: int) -> str:
-    """One row a variant."""
+def markdown(results: Results, steps: int) -> str:
+    """One row a variant, means over its seeds."""
     lines = [
-        f"Variants after {steps} steps, held-out questions; retention = right answers / vanilla's.",
+        f"Variants after {steps} steps, held-out questions; retention = right answers / vanilla's. Means "
+        "over seeds; behind K the deviation over questions, in brackets the least and the most of a seed.",
         "",
-        "| variant | mean K | LM loss, hard | right, hard | retention | LM loss, gated |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| variant | seeds | mean K | LM loss, hard | right, hard, % | retention, % | LM loss, gated |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, r in results.items():
-        hard, gated, vanilla = (r["pathways"][p] for p in ("hard", "gated", "vanilla"))
-        retention = hard["right"] / vanilla["right"] if vanilla["right"] else float("nan")
+    for name, by_seed in results.items():
+        runs = list(by_seed.values())
+
+        def mean(value: Callable[[dict], float], runs=runs) -> float:
+            return statistics.mean(map(value, runs))
+
+        def retention(run: dict) -> float:
+            hard, vanilla = (run["pathways"][p]["right"] for p in ("hard", "vanilla"))
+            return 100 * hard / vanilla if vanilla else float("nan")
+
+        right = [100 * run["pathways"]["hard"]["right"] for run in runs]
+        spread = f" ({min(right):.1f} to {max(right):.1f})" if len(runs) > 1 else ""
+        tokens, deviation = mean(lambda r: r["mean_tokens"]), mean(lambda r: r["std_tokens"])
+        losses = [mean(lambda r, p=p: r["pathways"][p]["lm_loss"]) for p in ("hard", "gated")]
         lines.append(
-            f"| {name} | {r['mean_tokens']:.1f} ± {r['std_tokens']:.1f} | {hard['lm_loss']:.3f} | "
-            f"{100 * hard['right']:.1f} % | {100 * retention:.1f} % | {gated['lm_loss']:.3f} |"
+            f"| {name} | {len(runs)} | {tokens:.1f} ± {deviation:.1f} | {losses[0]:.3f} | "
+            f"{statistics.mean(right):.1f}{spread} | {mean(retention):.1f} | {losses[1]:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main(options: argparse.Namespace, base: TrainOptions) -> int:
-    run(base, options.folder, options.ours)
+    run(base, options.folder, options.ours, range(base.seed, base.seed + options.seeds))
     return 0

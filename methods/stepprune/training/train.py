@@ -94,6 +94,8 @@ class TrainOptions:
     workers: int = 0
     resume: bool = False
     stop_at: int | None = None
+    #: time a step against the frozen model alone when the run is over
+    cost: bool = True
 
     def __post_init__(self):
         if (self.target_tokens is None) == (self.length_weight is None):
@@ -426,6 +428,9 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
     objective.eval()
     policy = objective.policy
     margins = calibrate.collect(policy, frozen, held_out(backbone, frozen))
+    if options.target_tokens is not None:  # training held the mean of its own questions
+        policy.stop_bias.add_(calibrate.bias_for(margins, options.target_tokens))
+        margins = calibrate.collect(policy, frozen, held_out(backbone, frozen))
     found = checkpoints.Checkpoint(options.out, policy.config, options.backbone)
     mean = float(counts(margins, 0.0).double().mean())
     wanted = {round(mean * s) for s in calibrate.SPREAD} | (
@@ -438,22 +443,24 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
     found.training = {
         k: str(v) if isinstance(v, Path) else v
         for k, v in asdict(options).items()
-        if k not in ("out", "resume", "stop_at", "device", "workers")
+        if k not in ("out", "resume", "stop_at", "device", "workers", "cost")
     } | {"backbone_weights": backbone.describe()["weights"], "gamma": objective.config.gamma}
     for folder in ("data", "images", "start_from"):  # a name, not a place on somebody's disk
         if found.training[folder]:
             found.training[folder] = Path(found.training[folder]).name
     found.save(policy, objective.denoiser)
     plot(options.log)
+    end = last_step(options, control)
     summary = {
         "steps": options.steps,
         "seconds": seconds,
         "seconds_a_step": seconds / options.steps,
         "mean_tokens": found.tokens,
         "std_tokens": float(counts(margins, 0.0).double().std()),
-        "pathways": pathways(objective, held_out(backbone, frozen), last_step(options, control)),
-        "cost": step_cost(objective, next(held_out(backbone, frozen, 4)), last_step(options, control)),
+        "pathways": pathways(objective, held_out(backbone, frozen), end),
     }
+    if options.cost:
+        summary["cost"] = step_cost(objective, next(held_out(backbone, frozen, 4)), end)
     options.out.with_suffix(".summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(
         f"{options.out}: mean K {summary['mean_tokens']:.1f} ± {summary['std_tokens']:.1f} "
