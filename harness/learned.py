@@ -26,12 +26,19 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     train.add_argument("--resume", action="store_true", help="go on with the run of the same --out")
     train.add_argument("--stop-at", type=int, metavar="STEP", help="pause there (schedules follow --steps)")
 
-    ablate = commands.add_parser("ablate", help="train and compare a learned method's ablations (Table 4)")
+    ablate = commands.add_parser("ablate", help="train and compare variants of a learned method (Table 4)")
     _method(ablate)
     ablate.add_argument(
         "--folder", type=Path, default=Path("results/stepprune/ablations"), metavar="DIR", help="for results"
     )
-    ablate.add_argument("--ours", action="store_true", help="variants of our own too, not only the paper's")
+    ablate.add_argument(
+        "--rows",
+        nargs="+",
+        choices=("paper", "ours", "open"),
+        default=["paper"],
+        help="variants: the paper's Table 4 (default), switches that are ours, values that the paper leaves "
+        "open",
+    )
     ablate.add_argument(
         "--seeds",
         type=positive,

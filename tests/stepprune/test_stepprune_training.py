@@ -382,7 +382,7 @@ def test_accumulation_and_mixed_precision(tiny_checkpoint, tmp_path, few_held_ou
 
 
 def test_ablate(tiny_checkpoint, tmp_path, few_held_out, monkeypatch, capsys):
-    monkeypatch.setattr(ablate, "TABLE_4", dict(list(ablate.TABLE_4.items())[:2]))
+    monkeypatch.setitem(ablate.ROWS, "paper", dict(list(ablate.PAPER.items())[:1]))
     base = options(tiny_checkpoint, tmp_path / "x.safetensors", steps=1)
     folder = tmp_path / "t"
     results = ablate.run(base, folder, seeds=(3, 4))
@@ -391,9 +391,18 @@ def test_ablate(tiny_checkpoint, tmp_path, few_held_out, monkeypatch, capsys):
     }  # fmt: skip
     causal = [checkpoints.read(folder / f"seed{s}" / "encoder-causal.safetensors") for s in (3, 4)]
     assert all(c.config.causal_encoder for c in causal) and [c.training["seed"] for c in causal] == [3, 4]
-    assert "| encoder: causal | 2 |" in (folder / "table4.md").read_text()
+    assert "| encoder: causal | 2 |" in (folder / "ablations.md").read_text()
     monkeypatch.setattr(ablate, "train", lambda o: pytest.fail("trained again"))
     ablate.run(base, folder, seeds=(3, 4))
+
+
+def test_every_ablation_changes_one_thing(tiny_checkpoint, tmp_path):
+    base = options(tiny_checkpoint, tmp_path / "x.safetensors")
+    rows = ablate.variants(base, tmp_path, list(ablate.ROWS))
+    settings = [replace(row, out=base.out) for row in rows.values()]
+    assert settings[0] == base and len({str(s) for s in settings}) == len(rows) == len(
+        {r.out for r in rows.values()}
+    )
 
 
 def test_ablations_are_means_over_seeds():

@@ -1,10 +1,11 @@
-"""Table 4: encoder direction and score aggregation, each trained and measured the same way at a reduced
-number of steps and at the same mean K, with one or several seeds; our own switches beside them."""
+"""Variants of the method, each trained and measured in the same way at a reduced number of steps and at the
+same mean K: Table 4 (encoder direction, score aggregation), our own switches, what the paper leaves open."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,9 +13,8 @@ from pathlib import Path
 
 from methods.stepprune.training.train import TrainOptions, train
 
-#: row -> what differs from the method. The first is the method; the next four are the paper's rows.
-TABLE_4: dict[str, dict[str, object]] = {
-    "stepprune": {},
+#: the paper's rows (Table 4): what differs from the method
+PAPER: dict[str, dict[str, object]] = {
     "encoder: causal": {"causal_encoder": True},
     "aggregation: last step": {"aggregation": "last"},
     "aggregation: uniform sum": {"aggregation": "uniform"},
@@ -24,28 +24,40 @@ TABLE_4: dict[str, dict[str, object]] = {
 OURS: dict[str, dict[str, object]] = {
     "K-bar of the batch": {"k_from": "batch"},
     "no straight-through chain": {"chain": 0},
+}
+#: what the paper leaves open, one value changed at a time
+OPEN: dict[str, dict[str, object]] = {
+    "temperature 0.1": {"temperature": 0.1},
+    "temperature 0.5": {"temperature": 0.5},
+    "sharpness 1 to 4": {"sharpness": 1.0, "final_sharpness": 4.0},
+    "gamma 0.97": {"gamma": 0.97},
+    "learning rate 2e-4": {"lr": 2e-4},
+    "learning rate 8e-4": {"lr": 8e-4},
+    "two decoder layers": {"decoder_layers": 2},
     "pointer: attention logits": {"pointer": "attention", "decoder_layers": 2},
 }
-
+#: by the name that `--rows` takes; the method itself is the first row of every choice
+ROWS = {"paper": PAPER, "ours": OURS, "open": OPEN}
 
 #: row -> seed -> the training's summary
 Results = dict[str, dict[int, dict]]
 
 
-def variants(base: TrainOptions, folder: Path, ours: bool) -> dict[str, TrainOptions]:
-    """Options of each row; checkpoints stand in `folder`."""
-    rows = TABLE_4 | (OURS if ours else {})
-    slug = {
-        name: name.replace(": ", "-").replace(", ", "-").replace(" ", "-").replace("=", "") for name in rows
-    }
+def variants(base: TrainOptions, folder: Path, groups: Sequence[str]) -> dict[str, TrainOptions]:
+    """Options of the method and of each row of the groups; checkpoints stand in `folder`."""
+    rows: dict[str, dict[str, object]] = {"stepprune": {}}
+    for group in groups:
+        rows |= ROWS[group]
     return {
-        name: replace(base, out=folder / f"{slug[name]}.safetensors", **changes)
+        name: replace(base, out=folder / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.safetensors", **changes)
         for name, changes in rows.items()
     }
 
 
-def run(base: TrainOptions, folder: Path, ours: bool = False, seeds: Sequence[int] = (0,)) -> Results:
-    """Train every variant with every seed where there is no summary yet; write `<folder>/table4.json` and
+def run(
+    base: TrainOptions, folder: Path, groups: Sequence[str] = ("paper",), seeds: Sequence[int] = (0,)
+) -> Results:
+    """Train every variant with every seed where there is no summary yet; write `<folder>/ablations.json` and
     `.md`. Checkpoints and logs stand in `<folder>/seed<N>`.
 
     A row's accuracy stands on held-out questions (Pocket-8's calibration split, answers right in every
@@ -54,17 +66,17 @@ def run(base: TrainOptions, folder: Path, ours: bool = False, seeds: Sequence[in
     """
     results: Results = {}
     for seed in seeds:
-        for name, options in variants(replace(base, seed=seed), folder / f"seed{seed}", ours).items():
+        for name, options in variants(replace(base, seed=seed), folder / f"seed{seed}", groups).items():
             summary = options.out.with_suffix(".summary.json")
             if not summary.exists():
                 print(f"-- {name}, seed {seed}", flush=True)
                 train(replace(options, resume=True, cost=False))
             results.setdefault(name, {})[seed] = json.loads(summary.read_text())
-            (folder / "table4.json").write_text(
+            (folder / "ablations.json").write_text(
                 json.dumps({"steps": base.steps, "rows": results}, indent=1) + "\n"
             )
-            (folder / "table4.md").write_text(markdown(results, base.steps))
-    print((folder / "table4.md").read_text())
+            (folder / "ablations.md").write_text(markdown(results, base.steps))
+    print((folder / "ablations.md").read_text())
     return results
 
 
@@ -99,5 +111,5 @@ def markdown(results: Results, steps: int) -> str:
 
 
 def main(options: argparse.Namespace, base: TrainOptions) -> int:
-    run(base, options.folder, options.ours, range(base.seed, base.seed + options.seeds))
+    run(base, options.folder, options.rows, range(base.seed, base.seed + options.seeds))
     return 0
