@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 METHODS = ("stepprune",)
+#: for checkpoints that would replace a shipped one
+LOCAL = Path("results/runs/stepprune")
 AGGREGATIONS = ("full", "alive", "uniform", "last")
 
 
@@ -20,7 +22,11 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     train = commands.add_parser("train", help="train a learned method on a frozen backbone")
     _method(train)
     train.add_argument(
-        "--out", type=Path, metavar="FILE", help="checkpoint to write (default: where run_all.py finds it)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint to write (default: where run_all.py finds it; where a shipped one is, below "
+        f"{LOCAL} instead)",
     )
     _training(train, steps=160, length_required=True)
     train.add_argument("--resume", action="store_true", help="go on with the run of the same --out")
@@ -143,11 +149,24 @@ def train_options(options: argparse.Namespace, **changes):
 
 
 def _train(options: argparse.Namespace) -> int:
-    from methods.stepprune import checkpoint
     from methods.stepprune.training.train import train
 
-    train(train_options(options, out=options.out or checkpoint.default_path(options)))
+    train(_destined(options))
     return 0
+
+
+def _destined(options: argparse.Namespace):
+    """`train_options` with the checkpoint's place: `--out`, or where run_all.py finds it by itself; if a
+    shipped one lies there, that of local runs (`--methods stepprune:checkpoint=FILE` takes it from there)."""
+    from methods.stepprune import checkpoint
+
+    if options.out is not None:
+        return train_options(options)
+    settings = train_options(options, out=checkpoint.default_path(options))
+    shipped = settings.out.exists() and not settings.working_folder.exists()
+    if shipped:
+        settings = dataclasses.replace(settings, out=LOCAL / settings.out.relative_to(checkpoint.SHIPPED))
+    return settings
 
 
 def _ablate(options: argparse.Namespace) -> int:

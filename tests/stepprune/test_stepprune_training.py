@@ -13,11 +13,13 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from harness import cli, learned
 from harness.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig, counts, cut_at
 from methods.stepprune.training import ablate, calibrate
+from methods.stepprune.training import train as train_module
 from methods.stepprune.training.data import Collator, LlavaInstructions, Pocket8
 from methods.stepprune.training.objective import (
     IGNORE,
@@ -415,6 +417,23 @@ def test_ablations_are_means_over_seeds():
     )
     assert "| x | 2 | 65.0 ± 2.0 | 0.650 | 50.0 (40.0 to 60.0) | 62.5 | 0.500 |" in table
     assert "| y | 1 | 64.0 ± 2.0 | 0.640 | 20.0 | 25.0 | 0.500 |" in table
+
+
+def test_default_place_of_a_checkpoint(monkeypatch, tmp_path):
+    """Where it is found without being named; a shipped one is not in the way, and is not replaced."""
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    places = []
+    monkeypatch.setattr(train_module, "train", lambda o: places.append(o.out))
+    command = ["train", "stepprune", "--backbone", "some/pocket", "--target-tokens", "8"]
+    found = tmp_path / "pocket" / "k8.safetensors"
+    assert cli.main(command) == 0
+    found.parent.mkdir()
+    found.touch()
+    assert cli.main(command) == 0
+    (found.parent / ".k8.training").mkdir()  # a run of the user's own
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--out", "x.safetensors"]) == 0
+    assert places == [found, learned.LOCAL / "pocket" / "k8.safetensors", found, Path("x.safetensors")]
 
 
 def test_bad_options(tiny_checkpoint, tmp_path):
