@@ -13,12 +13,17 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from harness.errors import UserError
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 FORMAT = 1
+#: of the weights in a file: six policies are shipped, and 10 bits of mantissa are enough for a selection
+STORED = torch.float16
 
 
 @dataclass
@@ -95,14 +100,14 @@ class Checkpoint:
     # ---- files
 
     def save(self, policy: Policy, denoiser: LocalDenoiser) -> None:
-        """Write both files, each in one atomic step, weights first."""
+        """Write both files, each in one atomic step, weights first. See `round_as_stored`."""
         from safetensors.torch import save_file
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {f"policy.{k}": v for k, v in policy.state_dict().items()}
         state |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
         temporary = self.path.with_suffix(".tmp")
-        save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, temporary)
+        save_file({k: _stored(v).cpu().contiguous() for k, v in state.items()}, temporary)
         os.chmod(temporary, 0o644)  # safetensors writes for the owner alone
         os.replace(temporary, self.path)
         self.save_description()
@@ -114,6 +119,19 @@ class Checkpoint:
         temporary = self.path.with_suffix(".json.tmp")
         temporary.write_text(json.dumps(body, indent=1) + "\n")
         os.replace(temporary, self.path.with_suffix(".json"))
+
+
+def _stored(value: Tensor) -> Tensor:
+    """A weight as its file has it; the scalar, the stop bias, keeps its precision."""
+    return value.detach().to(STORED if value.ndim else torch.float32)
+
+
+@torch.no_grad()
+def round_as_stored(module: nn.Module) -> None:
+    """Give every parameter the value that a file would give back, so that what is calibrated and measured
+    from here on is what the file does."""
+    for parameter in module.parameters():
+        parameter.copy_(_stored(parameter))
 
 
 def read(path: Path) -> Checkpoint:

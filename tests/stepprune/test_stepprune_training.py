@@ -262,13 +262,25 @@ def test_counts_at_any_bias_are_what_decoding_gives(frozen, batch):
     assert len(seen) > 3
 
 
-def test_bisection_finds_the_mean():
+def test_the_bias_for_a_mean():
     margins = torch.randn(200, 60, generator=torch.Generator().manual_seed(0)).cumsum(1).neg() + 8
-    for tokens in (5, 20, 40):
+    everywhere = [float(counts(margins, float(b)).double().mean()) for b in margins.unique()[::5]]
+    for tokens in (5, 20, 40, 60):
         bias = calibrate.bias_for(margins, tokens)
-        assert abs(float(counts(margins, bias).double().mean()) - tokens) < 0.5
+        miss = abs(float(counts(margins, bias).double().mean()) - tokens)
+        assert miss < 0.5 and miss <= min(abs(k - tokens) for k in everywhere)
+        # not at an edge, where rounding would decide
+        distance = float((margins.cummin(1).values - bias).abs().min())
+        assert distance > 1e-6
+        for nudged in (bias - 0.9 * distance, bias + 0.9 * distance):
+            assert torch.equal(counts(margins, nudged), counts(margins, bias))
     with pytest.raises(UserError, match="max-steps"):
         calibrate.bias_for(margins, 61)
+    first_steps_always = margins.clone()
+    first_steps_always[:, :3] = math.inf  # min_tokens
+    bias = calibrate.bias_for(first_steps_always, 3)
+    assert counts(first_steps_always, bias).unique().tolist() == [3]
+    assert calibrate.bias_for(torch.full((4, 2), math.inf), 2) == 0.0
     means, biases = zip(*calibrate.table(margins, (40, 5, 20, 99), base=2.0))
     assert len(means) == 3 and list(means) == sorted(means) and list(biases) == sorted(biases)[::-1]
 

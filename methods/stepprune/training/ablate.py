@@ -31,6 +31,7 @@ OPEN: dict[str, dict[str, object]] = {
     "temperature 0.5": {"temperature": 0.5},
     "sharpness 1 to 4": {"sharpness": 1.0, "final_sharpness": 4.0},
     "gamma 0.97": {"gamma": 0.97},
+    "alpha at 1 after a quarter": {"text_gate_until": 0.25},
     "learning rate 2e-4": {"lr": 2e-4},
     "learning rate 8e-4": {"lr": 8e-4},
     "two decoder layers": {"decoder_layers": 2},

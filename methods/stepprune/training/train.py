@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -425,12 +425,12 @@ def data_source(options: TrainOptions, backbone):
 
 def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str, object]:
     """Calibrate and write the checkpoint; compare the pathways; sum up."""
-    objective.eval()
-    policy = objective.policy
-    margins = calibrate.collect(policy, frozen, held_out(backbone, frozen))
+    checkpoints.round_as_stored(objective.eval())
+    policy, held = objective.policy, list(held_out(backbone, frozen))
+    margins = calibrate.collect(policy, frozen, held)
     if options.target_tokens is not None:  # training held the mean of its own questions
         policy.stop_bias.add_(calibrate.bias_for(margins, options.target_tokens))
-        margins = calibrate.collect(policy, frozen, held_out(backbone, frozen))
+        margins = calibrate.collect(policy, frozen, held)
     found = checkpoints.Checkpoint(options.out, policy.config, options.backbone)
     mean = float(counts(margins, 0.0).double().mean())
     wanted = {round(mean * s) for s in calibrate.SPREAD} | (
@@ -438,7 +438,7 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
     )
     calibrate.add_calibration(found, policy, margins, sorted(wanted))
     if frozen.adapter.visual_tokens is None:
-        sizes = torch.cat([batch.visual_tokens for batch in held_out(backbone, frozen)])
+        sizes = torch.cat([batch.visual_tokens for batch in held])
         found.visual_tokens = float(sizes.double().mean())
     found.training = {
         k: str(v) if isinstance(v, Path) else v
@@ -457,7 +457,7 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
         "seconds_a_step": seconds / options.steps,
         "mean_tokens": found.tokens,
         "std_tokens": float(counts(margins, 0.0).double().std()),
-        "pathways": pathways(objective, held_out(backbone, frozen), end),
+        "pathways": pathways(objective, held, end),
     }
     if options.cost:
         summary["cost"] = step_cost(objective, next(held_out(backbone, frozen, 4)), end)
@@ -474,7 +474,7 @@ def last_step(options: TrainOptions, control: LengthControl) -> Step:
     return Step(1.0, options.final_sharpness, options.length_weight or 0.0, control.mean_count, 0)
 
 
-def pathways(objective: Objective, held: Iterator[Batch], step: Step) -> dict[str, dict[str, float]]:
+def pathways(objective: Objective, held: Iterable[Batch], step: Step) -> dict[str, dict[str, float]]:
     """The train/inference gap: mean LM loss and right answers of every pathway on held-out questions."""
     totals: dict[str, Tensor] = {}
     n = 0
