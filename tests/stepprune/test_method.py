@@ -97,6 +97,23 @@ def test_denoiser_and_positions_are_switches(backbone, images, tmp_path, file):
         assert not torch.allclose(logits[settings], logits[""])
 
 
+def test_a_file_gives_back_what_was_rounded_before_calibration(tmp_path):
+    """16 bits a weight, so that the shipped policies stay below 30 MB together."""
+    config = PolicyConfig(width=16, text_width=16)
+    policy, denoiser = Policy(config), LocalDenoiser(16)
+    policy.stop_bias.fill_(1.23456789)
+    own = checkpoints.Checkpoint(tmp_path / "k8.safetensors", config, "tiny")
+    own.save(policy, denoiser)
+    before = policy.start.clone()
+    checkpoints.round_as_stored(policy)
+    assert not torch.equal(policy.start, before)
+    loaded = own.load()[0].state_dict()
+    for name, value in policy.state_dict().items():
+        assert loaded[name].dtype == torch.float32 and torch.equal(loaded[name], value), name
+    files = list(checkpoints.SHIPPED.glob("*/*.safetensors"))
+    assert len(files) >= 6 and sum(f.stat().st_size for f in files) <= 30e6
+
+
 def test_biases_between_calibrated_means():
     found = checkpoints.Checkpoint(None, None, "b", 10.0, [(5.0, 1.0), (10.0, 0.0), (20.0, -2.0)])
     assert [found.bias_for(t) for t in (5, 7.5, 10, 15, 20)] == [1, 0.5, 0, -1, -2]
