@@ -15,11 +15,42 @@ LOCAL = Path("results/runs/stepprune")
 AGGREGATIONS = ("full", "alive", "uniform", "last")
 
 
+TRAIN = """\
+Train the policy of a learned method; the vision tower and the language model stay as they are. Writes the
+checkpoint, its description and calibration (.json), a log of every step (.csv), learning curves (.png) and a
+summary with the gap between training and inference.
+"""
+TRAIN_EXAMPLES = """\
+examples:
+  python -m harness train stepprune --backbone pocket-llava --target-tokens 64
+  python -m harness train stepprune --target-tokens 64 --slots 288 --max-steps 160    faster; as shipped
+  python -m harness train stepprune --length-weight 0.02    the paper's way: lambda decides the mean
+  python -m harness train stepprune --target-tokens 64 --resume    go on with a run that was stopped
+  python -m harness train stepprune --backbone llava-1.5-7b --target-tokens 64 --precision bf16 \\
+      --data llava_v1_5_mix665k.json --images images/    LLaVA's instruction data
+  accelerate launch -m harness train stepprune --target-tokens 64    one process a GPU
+
+then: python run_all.py --methods stepprune:checkpoint=FILE,random --budget 64
+"""
+ABLATE = """\
+Train variants of a learned method in the same way, calibrate each to the same mean number of tokens, and
+compare them on held-out questions. A row that is finished is not trained again.
+"""
+ABLATE_EXAMPLES = """\
+examples:
+  python -m harness ablate stepprune                                    Table 4
+  python -m harness ablate stepprune --rows paper open --seeds 3        and what the paper leaves open
+  python -m harness ablate stepprune --steps 40 --batch-size 16 --slots 192 --max-steps 128 --warmup 16
+"""
+
+
 def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     """Add the parsers to `python -m harness`'s; the handler of each command."""
     from harness.cli import positive
 
-    train = commands.add_parser("train", help="train a learned method on a frozen backbone")
+    train = commands.add_parser(
+        "train", help="train a learned method on a frozen backbone", **_text(TRAIN, TRAIN_EXAMPLES)
+    )
     _method(train)
     train.add_argument(
         "--out",
@@ -32,7 +63,11 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     train.add_argument("--resume", action="store_true", help="go on with the run of the same --out")
     train.add_argument("--stop-at", type=int, metavar="STEP", help="pause there (schedules follow --steps)")
 
-    ablate = commands.add_parser("ablate", help="train and compare variants of a learned method (Table 4)")
+    ablate = commands.add_parser(
+        "ablate",
+        help="train and compare variants of a learned method (Table 4)",
+        **_text(ABLATE, ABLATE_EXAMPLES),
+    )
     _method(ablate)
     ablate.add_argument(
         "--folder", type=Path, default=Path("results/stepprune/ablations"), metavar="DIR", help="for results"
@@ -79,6 +114,14 @@ def add_commands(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     return {"train": _train, "ablate": _ablate, "calibrate": _calibrate, "bench-policy": _bench}
 
 
+def _text(description: str, examples: str) -> dict[str, object]:
+    return {
+        "description": description,
+        "epilog": examples,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
 def _method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", choices=METHODS)
 
@@ -101,14 +144,25 @@ def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool
     what.add_argument("--images", type=Path, metavar="DIR", help="folder of --data's images")
     what.add_argument("--aggregation", choices=AGGREGATIONS, default="full", help="of scores, Table 4 (b)")
     what.add_argument("--causal-encoder", action="store_true", help="Table 4 (a)")
-    what.add_argument("--decoder-layers", type=int, default=1)
-    what.add_argument("--pointer", choices=("projection", "attention"), default="projection")
+    what.add_argument("--decoder-layers", type=int, default=1, metavar="N", help="(default 1)")
+    what.add_argument(
+        "--pointer",
+        choices=("projection", "attention"),
+        default="projection",
+        help="the logits: a projection of the decoder's output (default), or its last cross-attention's",
+    )
     what.add_argument("--temperature", type=float, default=0.2, help="tau (default 0.2)")
     what.add_argument("--max-steps", type=int, help="K_max (default: three times the target)")
     what.add_argument("--gamma", type=float, help="decay (default: exp(-1/2 / target))")
     what.add_argument("--sharpness", type=float, default=0.2, help="of SoftTopK at the start (default 0.2)")
     what.add_argument("--final-sharpness", type=float, default=0.3, help="at the end (default 0.3)")
-    what.add_argument("--text-gate-until", type=float, default=1.0, help="share of steps with a rising alpha")
+    what.add_argument(
+        "--text-gate-until",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="share of steps in which alpha rises to 1 (default 1)",
+    )
     what.add_argument(
         "--k-from",
         choices=("batch", "sample"),
@@ -122,20 +176,38 @@ def _training(parser: argparse.ArgumentParser, steps: int, length_required: bool
         "--start-from", type=Path, metavar="FILE", help="go on from this checkpoint's weights (ours)"
     )
     how.add_argument("--steps", type=int, default=steps, help=f"(default {steps})")
-    how.add_argument("--batch-size", type=int, default=32, help="questions a process and micro-step")
-    how.add_argument("--accumulate", type=int, default=1, help="micro-steps a step")
-    how.add_argument("--questions", type=int, default=4, help="questions on each image of a batch")
-    how.add_argument("--lr", type=float, default=4e-4)
-    how.add_argument("--denoiser-lr", type=float, default=1e-3)
-    how.add_argument("--warmup", type=int, default=40, help="steps")
-    how.add_argument("--weight-decay", type=float, default=0.01)
-    how.add_argument("--clip", type=float, default=1.0, help="of the gradient's norm")
-    how.add_argument("--seed", type=int, default=0)
+    how.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="questions a process and micro-step (default 32)",
+    )
+    how.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-steps a step (default 1)")
+    how.add_argument(
+        "--questions", type=int, default=4, metavar="N", help="questions on each image of a batch (default 4)"
+    )
+    how.add_argument("--lr", type=float, default=4e-4, metavar="X", help="of the policy (default 4e-4)")
+    how.add_argument("--denoiser-lr", type=float, default=1e-3, metavar="X", help="(default 1e-3)")
+    how.add_argument("--warmup", type=int, default=40, metavar="STEPS", help="(default 40)")
+    how.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="(default 0.01)")
+    how.add_argument(
+        "--clip", type=float, default=1.0, metavar="X", help="of the gradient's norm (default 1)"
+    )
+    how.add_argument("--seed", type=int, default=0, help="of weights, questions and noise (default 0)")
     how.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
     how.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    how.add_argument("--workers", type=int, default=0, help="processes that draw or read images ahead")
-    how.add_argument("--log-every", type=int, default=10, metavar="STEPS")
-    how.add_argument("--save-every", type=int, default=100, metavar="STEPS")
+    how.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that draw or read images ahead (default 0)",
+    )
+    how.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="(default 10)")
+    how.add_argument(
+        "--save-every", type=int, default=100, metavar="STEPS", help="for --resume (default 100)"
+    )
 
 
 def train_options(options: argparse.Namespace, **changes):
