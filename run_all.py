@@ -3,7 +3,7 @@
 
 import sys
 
-from harness.cli import run_all
+from harness.cli.app import run_all
 
 if __name__ == "__main__":
     sys.exit(run_all())

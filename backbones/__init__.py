@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import UserError
+from methods.errors import UserError
 
 if TYPE_CHECKING:
     from backbones.backbone import Backbone

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from backbones.engine.vision_cache import VisionCache, vision_cache
 from backbones.families import adapter_for
-from backbones.vision import VisionCache, vision_cache
-from harness.errors import UserError
+from methods.errors import UserError
 
 #: checkpoints up to this size are digested in full, larger ones by a sample of each file
 DIGEST_IN_FULL = 512 << 20

@@ -1,8 +1,8 @@
 """What a pruning method is: settings, where it acts and what it reads, and a pure function over tensors that
 names the visual tokens to keep.
 
-A method never touches the model. The engine (`backbones.engine`) gives it what it asked for, one image or one
-sample at a time, and applies the answer. Sizes in the docstrings: N visual tokens of an image (576 for
+A method never touches the model. The engine (`backbones.engine.hooks`) gives it what it asked for, one image
+or one sample at a time, and applies the answer. Sizes in the docstrings: N visual tokens of an image (576 for
 LLaVA-1.5), d width of the vision tower, D width of the language model, H attention heads, V visual tokens
 present at a stage.
 """
@@ -17,8 +17,8 @@ from typing import ClassVar, Literal, get_type_hints
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
-from methods._parameters import problem_with
+from methods.errors import UserError
+from methods.settings import problem_with
 
 Positions = Literal["original", "renumbered"]
 
@@ -291,7 +291,7 @@ class Pruner:
 
         Raises UserError if the model's family is not supported or the settings do not suit it.
         """
-        from backbones.engine import Engine
+        from backbones.engine.hooks import Engine
 
         return Engine(model, self)
 

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from harness.errors import UserError
 from methods.base import Pruner, Selection, Stage, StageView
+from methods.errors import UserError
 from methods.registry import register
 
 

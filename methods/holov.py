@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
 from methods.base import RECEIVED, ImageView, Pruner, Selection, Signal, cls_attention
+from methods.errors import UserError
 from methods.registry import register
 
 #: the features' own layer: second to last (index 22 of CLIP-L's 24), of which the attention is read

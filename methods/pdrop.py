@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from harness.errors import UserError
-from methods._depth import TOLERANCE, mean_over_layers, scaled
 from methods.base import Pruner, Stage
+from methods.errors import UserError
 from methods.fastv import drop_least_attended
 from methods.registry import register
+from methods.schedules import TOLERANCE, mean_over_layers, scaled
 
 #: layers (of 32) that have run at each cut: the released scripts', and the authors' for low means (issue 29)
 STOCK_CUTS = (8, 16, 24)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.errors import UserError
 from methods.base import RECEIVED, RECEIVED_KEYS, ImageView, Pruner, Selection, Signal, cls_attention
+from methods.errors import UserError
 from methods.registry import register
 
 #: queries and keys of the tower's last layer, although the features are those of the one before it

@@ -9,12 +9,12 @@ import pkgutil
 from dataclasses import fields
 from typing import TypeVar
 
-from harness.errors import UserError
-from methods._parameters import parse
 from methods.base import Pruner
+from methods.errors import UserError
+from methods.settings import parse
 
 GROUP = "visual_token_pruners"
-_NOT_METHODS = ("base", "registry")
+_NOT_METHODS = ("base", "registry", "errors", "settings", "schedules")
 
 _registered: dict[str, type[Pruner]] = {}
 P = TypeVar("P", bound=type[Pruner])

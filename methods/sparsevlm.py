@@ -11,10 +11,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
-from methods._depth import TOLERANCE, mean_over_layers, scaled
 from methods.base import PromptView, Pruner, Selection, Stage, StageView
+from methods.errors import UserError
 from methods.registry import register
+from methods.schedules import TOLERANCE, mean_over_layers, scaled
 
 #: layers (of 32) that have run at each cut: the authors' 0-based layers 2, 6, 15 are the last uncut ones
 CUTS = (3, 7, 16)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.errors import UserError
 from methods.base import RECEIVED, RECEIVED_KEYS, ImageView, Pruner, Selection, Signal, cls_attention
+from methods.errors import UserError
 from methods.registry import register
 
 #: the features' own layer: second to last (index 22 of CLIP-L's 24), of which everything below is read

@@ -63,7 +63,7 @@ def hub_checkpoints(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def mirror(tmp_path_factory) -> Path:
     """A mirror of the eight data sets in the hub's layout and schemas. Tests that change files copy it."""
-    from harness import synthetic_mirror
+    from harness.tasks import synthetic_mirror
 
     return synthetic_mirror.write(tmp_path_factory.mktemp("mirror"))
 

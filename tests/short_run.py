@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness import records
+from harness.store import records
 
 #: columns of the leaderboard that may differ between two runs
 TIMINGS = ["prefill", "prefill_p10", "prefill_p90", "vision", "selection", "llm", "speedup"]

@@ -1,4 +1,4 @@
-"""Small synthetic parquet files in the eight schemas, laid out as `harness.tasks` expects them."""
+"""Small synthetic parquet files in the eight schemas, laid out as `harness.tasks.suites` expects them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backbones import NAMED
 from backbones.hub.known import KNOWN
-from harness.errors import UserError
+from methods.errors import UserError
 
 #: what a checkpoint needs: no pickled weights, no code
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")

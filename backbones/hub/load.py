@@ -14,7 +14,7 @@ import torch
 from backbones.backbone import Backbone, from_folder
 from backbones.hub import find as finding
 from backbones.hub.options import LoadOptions
-from harness.errors import UserError
+from methods.errors import UserError
 
 #: LLaVA's own code (arXiv 2310.03744; conversation template vicuna_v1) puts this ahead of the first turn
 SYSTEM_SENTENCE = (

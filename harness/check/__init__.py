@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.errors import UserError
+from methods.errors import UserError
 
 #: committed runs: results/BACKBONE/NAME; results/runs/ is local
 RESULTS = Path(__file__).resolve().parents[2] / "results"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import shapes
 from harness.check.findings import Finding
 from harness.check.folder import Address, Run, done, units_of
 from harness.check.registry import label
+from harness.costs import shapes
 from harness.published import Accuracy, Registry, Row, half_unit
-from harness.scoring import statistic
-from harness.stats import resampled_sums
-from harness.tasks import BENCHMARKS
+from harness.tasks.bootstrap import resampled_sums
+from harness.tasks.scoring import statistic
+from harness.tasks.suites import BENCHMARKS
 
 LEVEL, RESAMPLES = 0.95, 4000
 #: with fewer resampled clusters a bootstrap says nothing

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness import flops_report, shapes
 from harness.check.findings import Finding
+from harness.costs import shapes
 from harness.published import Registry, half_unit
+from harness.report import flops_report
 
 #: how far our count may be from a published one: the prompt's length is not told (one text token is 0.16 %),
 #: nor whether a method's ranking is counted as released or as needed (PDrop: 1.3 %)

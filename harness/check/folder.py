@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from harness import records, shapes
 from harness.check.findings import Finding
-from harness.closed_form import closed_form_head, closed_form_layer
-from harness.errors import UserError
-from harness.scoring import statistic
-from harness.stats import Units, interval
-from harness.tasks import BENCHMARKS, averaged
+from harness.costs import shapes
+from harness.costs.closed_form import closed_form_head, closed_form_layer
+from harness.store import records
+from harness.tasks.bootstrap import Units, interval
+from harness.tasks.scoring import statistic
+from harness.tasks.suites import BENCHMARKS, averaged
+from methods.errors import UserError
 
 #: a cell by (task, method spec, budget)
 Address = tuple[str, str, "int | float | None"]
@@ -233,8 +234,8 @@ def _leaderboard(run: Run) -> Iterator[Finding]:
 
 
 def common_text_length(run: Run) -> int:
-    """The text length that the run's FLOPs are counted at: see harness.leaderboard."""
-    from harness.leaderboard import common_text_length
+    """The text length that the run's FLOPs are counted at: see harness.report.leaderboard."""
+    from harness.report.leaderboard import common_text_length
 
     return common_text_length(list(run.cells.values()))
 

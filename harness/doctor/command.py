@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.doctor.findings import MISSING, Finding, from_error
-from harness.errors import UserError
+from methods.errors import UserError
 
 DESCRIPTION = """\
 Could this run start here, and what would it take? Takes the options of run_all.py and checks memory, disk,
@@ -26,7 +26,7 @@ examples:
 
 without a GPU or a download, on a tiny random model and drawn data:
   python -m backbones.random_checkpoint llava-1.5 /tmp/tiny
-  python -m harness.synthetic_mirror /tmp/mirror
+  python -m harness.tasks.synthetic_mirror /tmp/mirror
   python -m harness doctor --backbone /tmp/tiny --tasks paper --data /tmp/mirror --budget 16
 
 Exit code: 0 the run could start, 1 something is missing, 2 bad input.
@@ -35,7 +35,7 @@ Exit code: 0 the run could start, 1 something is missing, 2 bad input.
 
 def add_command(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
     """Add the parser to `python -m harness`'s; the handler of the command."""
-    from harness.cli import _add_run_options
+    from harness.cli.app import _add_run_options
 
     parser = commands.add_parser(
         "doctor",
@@ -58,8 +58,8 @@ def add_command(commands) -> dict[str, Callable[[argparse.Namespace], int]]:
 def run(options: argparse.Namespace, say: Callable[[str], None] = print) -> int:
     """Print the findings as they come. Returns 0 if the run could start, else 1. Raises UserError for bad
     input."""
-    from harness.cli import _config
-    from harness.quiet import prepare_environment
+    from harness.cli.app import _config
+    from harness.tasks.quiet import prepare_environment
 
     if options.price is not None and not (math.isfinite(options.price) and options.price > 0):
         raise UserError(f"--price {options.price}: give a positive number")
@@ -103,7 +103,7 @@ def _check(config, options: argparse.Namespace, checkpoint, tell, missing: list[
     from backbones.hub.find import PATTERNS
     from backbones.hub.known import KNOWN
     from harness.doctor import data, estimate, machine, model, online
-    from harness.sources import ORGANISATIONS, patterns
+    from harness.tasks.sources import ORGANISATIONS, patterns
 
     for finding in machine.packages(config):
         tell(finding)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from harness.doctor.findings import MISSING, OK, Finding, from_error
-from harness.errors import UserError
-from harness.pocket8 import varied_for
-from harness.schemas import column_problems, row_problems
-from harness.sources import Source, locate
-from harness.tasks import Benchmark
+from harness.pocket.data import varied_for
+from harness.tasks.schemas import column_problems, row_problems
+from harness.tasks.sources import Source, locate
+from harness.tasks.suites import Benchmark
+from methods.errors import UserError
 
 #: rows looked at in each file
 FIRST = 3

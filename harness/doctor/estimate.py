@@ -1,4 +1,4 @@
-"""How long the requested run takes at least, by datasheets (`harness.roofline`): no measurement."""
+"""How long the requested run takes at least, by datasheets (`harness.costs.roofline`): no measurement."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from harness.doctor.data import Table
 from harness.doctor.findings import NOTE, Finding
-from harness.errors import UserError
-from harness.flops_report import TEXT_TOKENS
-from harness.tasks import Benchmark
+from harness.report.flops_report import TEXT_TOKENS
+from harness.tasks.suites import Benchmark
+from methods.errors import UserError
 
 #: an answer is a word or a letter
 ANSWER_TOKENS = 4
@@ -25,7 +25,7 @@ SLACK = (2, 5)
 def check(config, tables: Sequence[Table], checkpoint: Path | None, price: float | None) -> Iterator[Finding]:
     """Hours of one GPU, by kind. config: RunConfig. checkpoint: its folder, if it is here. price: of an hour
     of GPU time, in any currency."""
-    from harness import roofline, shapes
+    from harness.costs import roofline, shapes
 
     shape = shapes.named_like(config.backbone)
     try:

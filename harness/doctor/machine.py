@@ -24,8 +24,8 @@ def memory(found_parameters: float, config, text_config: dict | None) -> Iterato
     """
     import torch
 
-    from harness.random_weights import CPU_PARAMETERS
-    from harness.sweep import VISION_CACHE_BYTES
+    from harness.costs.random_weights import CPU_PARAMETERS
+    from harness.run.sweep import VISION_CACHE_BYTES
 
     weights = found_parameters * WEIGHT_BYTES[config.load.quantize or config.dtype]
     needed = weights + VISION_CACHE_BYTES + OVERHEAD + _cache(text_config, config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.doctor.findings import MISSING, NOTE, OK, Finding, from_error
-from harness.errors import UserError
+from methods.errors import UserError
 
 #: of the answers that are compared
 NEW_TOKENS = 8
@@ -19,7 +19,7 @@ def check(config) -> Iterator[Finding]:
     """Load the run's session (the model too) and try one question of each benchmark. config: RunConfig."""
     from dataclasses import replace
 
-    from harness.session import Session
+    from harness.run.session import Session
 
     try:
         session = Session(replace(config, max_new_tokens=NEW_TOKENS))
@@ -72,7 +72,7 @@ def _expected(backbone, inputs) -> tuple[int, str]:
 
 
 def _keeps_all(session, name: str, question, inputs, places: int) -> Finding:
-    from harness.answering import answer
+    from harness.tasks.answering import answer
     from methods import registry
 
     what = f"keep-all {name}"

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.errors import UserError
-from harness.tasks import BENCHMARKS
+from harness.tasks.suites import BENCHMARKS
+from methods.errors import UserError
 
 FOLDER = Path(__file__).parent
 SCHEMA_VERSION = 1

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from harness.errors import UserError
 from methods.base import ImageView, Positions, Pruner, Selection
+from methods.errors import UserError
 from methods.registry import register
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.batch import padded

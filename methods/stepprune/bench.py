@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from harness.session import device_name
+from harness.run.session import device_name
 from methods.stepprune.fast import ChunkedLoop
 from methods.stepprune.policy import Policy, PolicyConfig
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import backbones
-from harness.errors import UserError
+from methods.errors import UserError
 
 
 def test_inputs_are_left_padded_with_one_image_each(backbone):

@@ -13,7 +13,7 @@ import backbones
 from backbones.hub.find import find, missing_files
 from backbones.hub.load import SYSTEM_SENTENCE, load
 from backbones.hub.options import LoadOptions
-from harness.errors import UserError
+from methods.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -195,7 +195,7 @@ def test_quantised_weights(hub_checkpoints, family):
     """On a CPU, where bitsandbytes can do 4 bits. Only the language model is quantised, FLOPs do not
     change, and a method cuts."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    from harness import flops
+    from harness.costs import macs
     from methods import registry
 
     folder = str(hub_checkpoints[family])
@@ -207,7 +207,7 @@ def test_quantised_weights(hub_checkpoints, family):
     with torch.inference_mode(), registry.build("fastv", 4)(small.model) as trace:
         new = small.model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert trace.visual_tokens[0, -1] == 4 and new.shape[1] > inputs["input_ids"].shape[1]
-    counters = [flops.counter_for(b.model) for b in (plain, small)]
+    counters = [macs.counter_for(b.model) for b in (plain, small)]
     assert counters[0].llm([9] * 6, 20) == counters[1].llm([9] * 6, 20)
     assert counters[0].projector(9) == counters[1].projector(9)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import backbones
-from harness.errors import UserError
+from methods.errors import UserError
 
 
 def test_inputs_of_different_sizes(qwen):

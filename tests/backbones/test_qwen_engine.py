@@ -11,9 +11,9 @@ from PIL import Image
 from probes import Adaptive, Both, Recycler, Unequal
 from qwen_reference import QwenReference
 
-from harness.errors import UserError
 from methods import registry
 from methods.base import Signal, cls_attention
+from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig
@@ -309,12 +309,12 @@ def test_plain_forward_and_own_decode_loop(model, singles):
 @torch.inference_mode()
 def test_features_computed_ahead(model, batch):
     """The way the latency and FLOP counters call it."""
-    from harness import flops
+    from harness.costs import macs
 
     for spec in ("vanilla", "fastv", "random", "downsample"):
         pruner = registry.build(spec, SPECS.get(spec, 9))
         with pruner(model):
-            logits = flops.prefill(model, batch)[:, 0]
+            logits = macs.prefill(model, batch)[:, 0]
         torch.testing.assert_close(logits, generate(model, batch, pruner)[1][:, 0], atol=5e-5, rtol=1e-4)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine_helpers import generate
 
-from backbones.vision import VisionCache, vision_cache
+from backbones.engine.vision_cache import VisionCache, vision_cache
 from methods.downsample import Downsample
 from methods.fastv import FastV
 from methods.random import Random

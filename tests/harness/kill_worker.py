@@ -78,9 +78,9 @@ def live(arguments: list[str], log: Path, harm=None) -> int:
             sys.stdout.reconfigure(line_buffering=True)  # what was said before a kill counts
             if harm:
                 harm()
-            from harness import cli
+            from harness.cli import app
 
-            code = cli.run_all(arguments)
+            code = app.run_all(arguments)
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -94,8 +94,10 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor  # noqa: F401
 
-    from harness import accuracy, adapter, efficiency, figures, leaderboard, lmms_tasks, runner  # noqa: F401
-    from harness.quiet import import_lmms_eval
+    from harness.report import figures, leaderboard  # noqa: F401
+    from harness.run import measure_costs, runner, score_cell  # noqa: F401
+    from harness.tasks import lmms, pruned_model  # noqa: F401
+    from harness.tasks.quiet import import_lmms_eval
 
     import_lmms_eval()
     import lmms_eval.evaluator  # noqa: F401

@@ -6,13 +6,13 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from harness.adapter import PrunedModel
-from harness.answering import Question, batches, capped, generate_arguments
-from harness.journal import Journal
-from harness.lmms_tasks import Documents, build
-from harness.quiet import silenced
-from harness.sources import flat
-from harness.tasks import BENCHMARKS
+from harness.store.journal import Journal
+from harness.tasks.answering import Question, batches, capped, generate_arguments
+from harness.tasks.lmms import Documents, build
+from harness.tasks.pruned_model import PrunedModel
+from harness.tasks.quiet import silenced
+from harness.tasks.sources import flat
+from harness.tasks.suites import BENCHMARKS
 
 
 def documents(name: str, data, limit: int) -> Documents:

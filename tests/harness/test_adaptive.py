@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from test_check import cell
 
-from harness import adaptive, cli, records
 from harness.check import folder
-from harness.errors import UserError
+from harness.cli import app
+from harness.report import adaptive
+from harness.store import records
+from methods.errors import UserError
 
 
 def table(kept, things, score=None, vanilla=None):
@@ -70,7 +72,7 @@ def run(tmp_path):
 
 
 def test_command(run, capsys):
-    assert cli.main(["adaptive", str(run)]) == 0
+    assert app.main(["adaptive", str(run)]) == 0
     out = capsys.readouterr().out
     assert "20.5 ± 11.5" in out and "1, 40" in out
     record = json.loads((run / "adaptive_stepprune.json").read_text())

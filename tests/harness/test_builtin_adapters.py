@@ -7,12 +7,12 @@ import pytest
 
 from backbones.hub.load import load
 from backbones.hub.options import LoadOptions
-from harness.adapter import PrunedModel
-from harness.journal import Journal
-from harness.lmms_tasks import Documents, build
-from harness.quiet import import_lmms_eval, silenced
-from harness.sources import hub
-from harness.tasks import BENCHMARKS
+from harness.store.journal import Journal
+from harness.tasks.lmms import Documents, build
+from harness.tasks.pruned_model import PrunedModel
+from harness.tasks.quiet import import_lmms_eval, silenced
+from harness.tasks.sources import hub
+from harness.tasks.suites import BENCHMARKS
 
 TASKS = ("pope", "mme", "textvqa", "scienceqa")
 

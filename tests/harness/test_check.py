@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import check, cli, published, records
+from harness import check, published
 from harness.check import against, findings, folder
-from harness.errors import UserError
-from harness.scoring import statistic
-from harness.stats import Units, interval
-from harness.tasks import BENCHMARKS
+from harness.cli import app
+from harness.store import records
+from harness.tasks.bootstrap import Units, interval
+from harness.tasks.scoring import statistic
+from harness.tasks.suites import BENCHMARKS
+from methods.errors import UserError
 
 DOCUMENTS = 240
 LAYERS = 4
@@ -255,13 +257,13 @@ def committed_copy(tmp_path_factory):
 
 
 def test_a_copied_result_file_passes_and_fails_with_three_points_less(committed_copy, capsys):
-    assert cli.main(["check", str(committed_copy)]) == 0
+    assert app.main(["check", str(committed_copy)]) == 0
     path = next(p for p in sorted(committed_copy.rglob("*.json")) if records.read(p)["metrics"]["score"] >= 0)
     record = records.read(path)
     record["metrics"]["score"] -= 3
     records.write(path, record)
     capsys.readouterr()
-    assert cli.main(["check", str(committed_copy), "--github"]) == 1
+    assert app.main(["check", str(committed_copy), "--github"]) == 1
     out = capsys.readouterr().out
     assert "FAIL" in out and re.search(rf"^::error file=[^,]*{path.name},title=", out, re.M)
     assert "1 failures" in out
@@ -287,7 +289,7 @@ def test_a_run_finds_its_committed_baseline(tmp_path, capsys):
 
 def test_bad_folders_and_files_are_one_line_and_exit_code_2(tmp_path, capsys):
     def refused(path):
-        assert cli.main(["check", str(path)]) == 2
+        assert app.main(["check", str(path)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
         return error

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
-from harness.config import digest, parse_budget
-from harness.errors import UserError
-from harness.tasks import BENCHMARKS, EIGHT, parse_tasks
+from harness.cli import app
+from harness.run.config import digest, parse_budget
+from harness.tasks.suites import BENCHMARKS, EIGHT, parse_tasks
+from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,13 +45,13 @@ def test_tasks_keep_the_tables_order():
     ],
 )
 def test_method_specs(text, specs):
-    assert cli.split_specs(text) == specs
+    assert app.split_specs(text) == specs
 
 
 @pytest.mark.parametrize("text", ["k=3", ",", ""])
 def test_bad_method_lists(text):
     with pytest.raises(UserError):
-        cli.split_specs(text)
+        app.split_specs(text)
 
 
 def test_digest_is_stable_and_sensitive():
@@ -90,7 +90,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_checkpoint, tiny_data, tmp_p
     ]
 
     def refused(*arguments: str) -> str:
-        assert cli.run_all([*good, *arguments]) == 2
+        assert app.run_all([*good, *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
         return error
@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_checkpoint, tiny_data, tmp_p
 def test_an_unwritable_out_is_refused(tiny_checkpoint, tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    code = cli.run_all(["--backbone", str(tiny_checkpoint), "--out", str(blocked / "run")])
+    code = app.run_all(["--backbone", str(tiny_checkpoint), "--out", str(blocked / "run")])
     assert code == 2
     assert "--out" in capsys.readouterr().err
     assert blocked.read_text() == "in the way"

@@ -8,10 +8,10 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from harness import cli
+from harness.cli import app
 from harness.doctor import estimate, machine, online
 from harness.doctor.findings import MISSING, NOTE, OK
-from harness.pocket8 import build
+from harness.pocket.data import build
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 def doctor(capsys, tmp_path):
     def ask(*arguments) -> tuple[int, str]:
         more = ["--device", "cpu", "--out", tmp_path / "out"]
-        code = cli.main(["doctor", *(str(a) for a in (*arguments, *more))])
+        code = app.main(["doctor", *(str(a) for a in (*arguments, *more))])
         return code, capsys.readouterr().out
 
     return ask
@@ -87,17 +87,17 @@ def test_damaged_rows_are_named(doctor, hub_checkpoints, mirror, tmp_path):
 
 def test_bad_input_is_exit_code_2(hub_checkpoints, mirror, capsys):
     base = ["doctor", "--backbone", str(hub_checkpoints["llava"]), "--data", str(mirror)]
-    assert cli.main([*base, "--tasks", "paper:nosuch"]) == 2
-    assert cli.main([*base, "--tasks", "paper", "--budget", "0"]) == 2
-    assert cli.main([*base, "--tasks", "paper", "--price", "-1"]) == 2
+    assert app.main([*base, "--tasks", "paper:nosuch"]) == 2
+    assert app.main([*base, "--tasks", "paper", "--budget", "0"]) == 2
+    assert app.main([*base, "--tasks", "paper", "--price", "-1"]) == 2
     assert capsys.readouterr().err.count("error: ") == 3
 
 
 def config(**changes):
-    options = cli._parser().parse_args(["--backbone", "llava-1.5-7b", "--tasks", "paper", "--device", "cpu"])
+    options = app._parser().parse_args(["--backbone", "llava-1.5-7b", "--tasks", "paper", "--device", "cpu"])
     from dataclasses import replace
 
-    return replace(cli._config(options), **changes)
+    return replace(app._config(options), **changes)
 
 
 def test_memory_of_a_gpu(monkeypatch):

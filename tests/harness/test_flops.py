@@ -5,8 +5,8 @@ import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import flops
-from harness.closed_form import closed_form_layer, closed_form_tower
+from harness.costs import macs
+from harness.costs.closed_form import closed_form_layer, closed_form_tower
 
 
 def torch_macs(call) -> int:
@@ -29,7 +29,7 @@ def inputs(model):
 
 @pytest.mark.parametrize("n", [1, 17, 69])
 def test_decoder_layer(model, n):
-    counter, text = flops.ModelCounter(model), model.model.language_model
+    counter, text = macs.ModelCounter(model), model.model.language_model
     embeds = torch.rand(1, n, text.config.hidden_size)
     real = torch_macs(lambda: text(inputs_embeds=embeds, use_cache=True))
     assert counter.decoder_layer(n) * tiny.LAYERS == real
@@ -38,7 +38,7 @@ def test_decoder_layer(model, n):
 
 @pytest.mark.parametrize("size", [112, 56])
 def test_tower(model, size):
-    counter, config = flops.ModelCounter(model), model.config.vision_config
+    counter, config = macs.ModelCounter(model), model.config.vision_config
     pixels = torch.rand(1, 3, size, size)
     tower = model.model.vision_tower
     real = torch_macs(lambda: tower(pixels, interpolate_pos_encoding=size != config.image_size))
@@ -46,14 +46,14 @@ def test_tower(model, size):
 
 
 def test_projector(model):
-    counter, projector = flops.ModelCounter(model), model.model.multi_modal_projector
+    counter, projector = macs.ModelCounter(model), model.model.multi_modal_projector
     assert counter.projector(64) == torch_macs(lambda: projector(torch.rand(1, 64, 32))) == 64 * 2 * 32 * 32
 
 
 def test_whole_vanilla_prefill(model, inputs):
-    counter = flops.ModelCounter(model)
+    counter = macs.ModelCounter(model)
     parts = counter.tower(112, 112) + counter.projector(64) + counter.llm([64] * tiny.LAYERS, 5)
-    assert parts == torch_macs(lambda: flops.prefill(model, inputs))
+    assert parts == torch_macs(lambda: macs.prefill(model, inputs))
 
 
 def test_llava_7b_shapes_without_weights():
@@ -75,7 +75,7 @@ def test_llava_7b_shapes_without_weights():
         model = LlavaForConditionalGeneration(
             LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
         )
-    counter = flops.ModelCounter(model)
+    counter = macs.ModelCounter(model)
     assert counter.tower(336, 336) == closed_form_tower(vision, 336, 336)
     assert counter.tower(336, 336) / 1e9 == pytest.approx(190.96, abs=0.01)
     assert counter.projector(576) / 1e9 == pytest.approx(12.08, abs=0.01)
@@ -85,10 +85,10 @@ def test_llava_7b_shapes_without_weights():
 
 
 def test_mean_over_documents_is_not_the_count_at_the_mean(model):
-    counter = flops.ModelCounter(model)
+    counter = macs.ModelCounter(model)
     rows = [([64] * tiny.LAYERS, 3), ([10] * tiny.LAYERS, 1)]
     exact = (3 * counter.llm(rows[0][0], 5) + counter.llm(rows[1][0], 5)) / 4
-    assert flops.mean_llm(counter, rows, 5) == exact != counter.llm([50] * tiny.LAYERS, 5)
+    assert macs.mean_llm(counter, rows, 5) == exact != counter.llm([50] * tiny.LAYERS, 5)
 
 
 @pytest.mark.parametrize("budget", [16, 5])
@@ -98,12 +98,12 @@ def test_a_real_pruned_prefill_is_its_parts_plus_the_methods_own_work(backbone, 
 
     from methods import registry
 
-    counter = flops.ModelCounter(backbone.model)
+    counter = macs.ModelCounter(backbone.model)
     pruner = registry.build(method, budget=None if method == "vanilla" else budget)
     inputs = backbone.inputs(
         [Image.effect_mandelbrot((96, 80), (-2, -1.5, 1, 1.5), 40).convert("RGB")], ["What is it?"]
     )
-    count = flops.count_prefill(counter, backbone, pruner, inputs)
+    count = macs.count_prefill(counter, backbone, pruner, inputs)
     config = backbone.model.config
     layers = count.visual_tokens
     assert layers[-1] == (64 if method == "vanilla" else budget) or method == "downsample"
@@ -125,4 +125,4 @@ def test_an_operator_without_a_count_is_an_error():
             return torch.baddbmm(x, x, x)
 
     with pytest.raises(ArithmeticError, match="baddbmm"):
-        flops.traced_macs(Odd(), torch.rand(2, 4, 4))
+        macs.traced_macs(Odd(), torch.rand(2, 4, 4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import flops, graphs, latency
+from harness.costs import cuda_graphs, latency, macs
 from methods import registry
 from methods.base import Pruner, Selection
 
@@ -30,10 +30,10 @@ METHODS = [registry.build(s, budget=16) for s in ("vanilla", "visionzip", "downs
 
 
 def replayed_and_eager(backbone, pruner, inputs, record):
-    replay, logits = graphs.prefill(backbone, pruner, inputs, record)
+    replay, logits = cuda_graphs.prefill(backbone, pruner, inputs, record)
     replay()
     with torch.inference_mode(), latency.put_on(pruner, backbone.model):
-        return logits, flops.prefill(backbone.model, inputs)
+        return logits, macs.prefill(backbone.model, inputs)
 
 
 @pytest.mark.parametrize("pruner", METHODS, ids=lambda p: p.name)
@@ -60,23 +60,23 @@ def test_what_cannot_be_recorded_has_a_reason(backbone, inputs):
     def record(run):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    cut, failed = graphs.compare(backbone, pruners, inputs, repeats=2, record=record)
+    cut, failed = cuda_graphs.compare(backbone, pruners, inputs, repeats=2, record=record)
     assert not cut.milliseconds and "inside the LLM" in cut.reason
     assert failed.summary() == {
         "reason": "recording failed: operation not permitted when stream is capturing"
     }
     padded = backbone.inputs([Image.new("RGB", (80, 80))] * 2, ["What?", "Is there a red box in the image?"])
-    (uneven,) = graphs.compare(backbone, [pruners[1]], padded, repeats=2, record=lambda run: run)
+    (uneven,) = cuda_graphs.compare(backbone, [pruners[1]], padded, repeats=2, record=lambda run: run)
     assert "different length" in uneven.reason
 
 
 def test_without_a_gpu_there_is_no_graph(backbone, inputs):
-    (result,) = graphs.compare(backbone, [registry.build("vanilla")], inputs, repeats=3)
+    (result,) = cuda_graphs.compare(backbone, [registry.build("vanilla")], inputs, repeats=3)
     assert result.summary() == {"reason": "there is no CUDA device"}
 
 
 def test_replays_are_timed(backbone, inputs):
     pruners = [registry.build("vanilla"), registry.build("fastv", budget=16)]
-    timed, left_out = graphs.compare(backbone, pruners, inputs, repeats=3, record=lambda run: run)
+    timed, left_out = cuda_graphs.compare(backbone, pruners, inputs, repeats=3, record=lambda run: run)
     assert len(timed.milliseconds) == 3 and not left_out.milliseconds
     assert 0 < timed.summary()["p10"] <= timed.summary()["median"]

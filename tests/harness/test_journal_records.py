@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from harness import atomic, records
-from harness.errors import UserError
-from harness.journal import Answer, Journal, mend, remove
+from harness.store import atomic, records
+from harness.store.journal import Answer, Journal, mend, remove
+from methods.errors import UserError
 
 
 def answer(row: int) -> Answer:

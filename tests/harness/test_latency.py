@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import latency
-from harness.errors import UserError
-from harness.timer import Timer
+from harness.costs import latency
+from harness.costs.timer import Timer
 from methods import registry
 from methods.base import Pruner, Selection
+from methods.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("harness.timer.time", clock)
+    monkeypatch.setattr("harness.costs.timer.time", clock)
     return clock
 
 
@@ -192,7 +192,7 @@ def test_memory_and_energy_of_one_image(backbone, inputs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 160)
     gpu = SimpleNamespace(joules=lambda run, seconds: (run() and 8.0, "energy counter"))
-    monkeypatch.setattr("harness.nvml.find", lambda device: gpu)
+    monkeypatch.setattr("harness.costs.energy.find", lambda device: gpu)
     result = latency.Latency()
     two = {k: torch.cat([v, v]) for k, v in inputs.items()}
     latency._memory_and_energy(backbone, registry.build("uniform", budget=16), two, result)
@@ -295,6 +295,8 @@ def test_timer_on_cuda_sees_device_time():
 
 
 def test_vanilla_is_the_model_as_it_comes(backbone, inputs, monkeypatch):
-    monkeypatch.setattr("backbones.engine.Engine.__enter__", lambda self: pytest.fail("hooks on vanilla"))
+    monkeypatch.setattr(
+        "backbones.engine.hooks.Engine.__enter__", lambda self: pytest.fail("hooks on vanilla")
+    )
     measured = milliseconds(backbone, registry.build("vanilla"), inputs)
     assert measured["total"] > 0 and measured["selection"] == 0

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
-from harness import cli, latency_table, records
-from harness.errors import UserError
+from harness.cli import app
+from harness.report import latency_table
+from harness.store import records
+from methods.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def measured(tiny_checkpoint, tmp_path_factory):
 
 
 def run(*arguments) -> int:
-    return cli.main(["latency", *map(str, arguments)])
+    return app.main(["latency", *map(str, arguments)])
 
 
 def by_method(record, batch=1, budget=16):
@@ -157,7 +159,7 @@ def test_on_a_gpu_nothing_is_missing(tiny_checkpoint, tmp_path):
 
 def test_random_weights_are_a_working_model(tiny_checkpoint):
     """Built without memory and filled in place: what is no parameter must be as in a model made normally."""
-    from harness import flops, random_weights, shapes
+    from harness.costs import macs, random_weights, shapes
 
     shape = shapes.load(str(tiny_checkpoint / "config.json"))
     made = random_weights.build(shape, "cpu", "float32")
@@ -171,13 +173,13 @@ def test_random_weights_are_a_working_model(tiny_checkpoint):
     places = inputs["input_ids"] == made.model.config.image_token_id
     assert places.sum(1).tolist() == [64, 64] and inputs["input_ids"].shape == (2, 76)
     with torch.inference_mode():
-        logits = flops.prefill(made.model, inputs)
+        logits = macs.prefill(made.model, inputs)
     assert logits.isfinite().all() and logits.std() > 0
 
 
 def test_random_weights_of_a_family_with_free_image_sizes():
     """Qwen2.5-VL, narrow: what the processor would give, M-RoPE positions (the engine checks them), a cut."""
-    from harness import flops, random_weights, shapes
+    from harness.costs import macs, random_weights, shapes
     from methods import registry
 
     shape = random_weights.narrow(shapes.load("qwen2.5-vl-7b"))
@@ -185,13 +187,13 @@ def test_random_weights_of_a_family_with_free_image_sizes():
     inputs = made.synthetic(text_tokens=12, batch=2)
     assert inputs["image_grid_thw"].tolist() == [[1, 48, 48]] * 2 and made.num_visual_tokens == 576
     with torch.inference_mode(), registry.build("fastv", 64)(made.model) as trace:
-        logits = flops.prefill(made.model, inputs)
+        logits = macs.prefill(made.model, inputs)
     assert logits.isfinite().all() and logits.std() > 0
     assert trace.visual_tokens[:, 1:4].tolist() == [[576, 64, 64]] * 2
 
 
 def test_family_without_an_adapter_is_one_line(monkeypatch):
-    from harness import random_weights, shapes
+    from harness.costs import random_weights, shapes
 
     monkeypatch.setattr(random_weights, "FAMILIES", {"llava": None})
     with pytest.raises(UserError, match=r"no adapter for family 'qwen2_5_vl'.* --estimate"):
@@ -216,12 +218,12 @@ def test_the_papers_milliseconds_stand_beside_those_of_their_own_device_only(dev
 
 def test_flops_of_a_config_file(tiny_checkpoint, capsys):
     arguments = ["--backbone", str(tiny_checkpoint / "config.json"), "--budget", "16", "--methods", "fastv"]
-    assert cli.main(["flops", *arguments]) == 0
+    assert app.main(["flops", *arguments]) == 0
     assert "equal to the last MAC" in capsys.readouterr().out
 
 
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["latency", "--help"])
+        app.main(["latency", "--help"])
     text = capsys.readouterr().out
     assert "--random-weights" in text and "docs/efficiency.md" in text and "examples:" in text

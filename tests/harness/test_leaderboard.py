@@ -7,16 +7,17 @@ import pandas as pd
 import pytest
 import tiny
 
-from harness import figures, flops, leaderboard
-from harness.config import RunConfig
-from harness.tasks import BENCHMARKS
+from harness.costs import macs
+from harness.report import figures, leaderboard
+from harness.run.config import RunConfig
+from harness.tasks.suites import BENCHMARKS
 
 LAYERS = tiny.LAYERS
 
 
 @pytest.fixture(scope="module")
 def counter():
-    return flops.ModelCounter(tiny.make_model(tiny.make_tokenizer()))
+    return macs.ModelCounter(tiny.make_model(tiny.make_tokenizer()))
 
 
 def config(*budgets, tasks=("gqa", "pope")):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness import nvml
+from harness.costs import energy
 
 
 class FakeNvml:
@@ -53,12 +53,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("harness.nvml.time", clock)
+    monkeypatch.setattr("harness.costs.energy.time", clock)
     return clock
 
 
 def gpu(clock, *supported):
-    return nvml.Gpu(FakeNvml(clock, supported), "handle")
+    return energy.Gpu(FakeNvml(clock, supported), "handle")
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_energy_of_one_run(clock, call, how):
 
 def test_energy_that_cannot_be_measured_is_not_made_up(clock):
     assert gpu(clock).joules(clock.run, seconds=2.0) == (None, None)
-    assert nvml.integrate([(0.0, 100.0), (1.0, None), (2.0, 100.0)]) is None
+    assert energy.integrate([(0.0, 100.0), (1.0, None), (2.0, 100.0)]) is None
 
 
 def test_integral_of_power():
-    assert nvml.integrate([(0.0, 100.0), (1.0, 200.0), (3.0, 200.0)]) == pytest.approx(550)
+    assert energy.integrate([(0.0, 100.0), (1.0, 200.0), (3.0, 200.0)]) == pytest.approx(550)
 
 
 def test_facts(clock):
@@ -94,14 +94,14 @@ def test_facts(clock):
 
 
 def test_a_cpu_has_no_nvml(clock):
-    assert nvml.find("cpu", FakeNvml(clock, ())) is None
+    assert energy.find("cpu", FakeNvml(clock, ())) is None
 
 
 def test_the_gpu_is_found_by_its_uuid(clock, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="ab-cd"))
-    found = nvml.find("cuda:1", FakeNvml(clock, ("nvmlInit", "nvmlDeviceGetHandleByUUID")))
+    found = energy.find("cuda:1", FakeNvml(clock, ("nvmlInit", "nvmlDeviceGetHandleByUUID")))
     assert found._handle == "GPU-ab-cd"
-    assert nvml.find("cuda:1", FakeNvml(clock, ("nvmlInit",))) is None, "a driver that does not know it"
+    assert energy.find("cuda:1", FakeNvml(clock, ("nvmlInit",))) is None, "a driver that does not know it"
 
 
 def test_our_calls_exist_in_the_real_package():

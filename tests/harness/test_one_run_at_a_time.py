@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from harness import cli
-from harness.errors import UserError
-from harness.lock import only_run
+from harness.cli import app
+from harness.run.lock import only_run
+from methods.errors import UserError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from harness.lock import only_run
+from harness.run.lock import only_run
 with only_run(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -37,7 +37,7 @@ def holder(tmp_path):
 
 def test_the_second_run_refuses_with_one_line(holder, tiny_checkpoint, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    assert cli.run_all(["--backbone", str(tiny_checkpoint), "--device", "cpu", "--out", str(tmp_path)]) == 2
+    assert app.run_all(["--backbone", str(tiny_checkpoint), "--device", "cpu", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: another run is writing to {tmp_path}; ") and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from harness import adapter, cli, memory, records
-from harness.journal import Journal
+from harness.cli import app
+from harness.run import out_of_memory
+from harness.store import records
+from harness.store.journal import Journal
+from harness.tasks import pruned_model
 
 CPU = (
     "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
@@ -26,13 +29,13 @@ GPU = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacit
     ],
 )
 def test_what_counts_as_out_of_memory(error, expected):
-    assert memory.is_out_of_memory(error) is expected
+    assert out_of_memory.is_out_of_memory(error) is expected
 
 
 def test_what_torch_really_raises_counts():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert memory.is_out_of_memory(caught.value)
+    assert out_of_memory.is_out_of_memory(caught.value)
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def command(tiny_checkpoint, tiny_data):
 
 def limited(monkeypatch, error: Exception, most: int) -> list[int]:
     """FastV fits at most `most` questions; returns the sizes of the batches that it was tried with."""
-    real, tried = adapter.answer, []
+    real, tried = pruned_model.answer, []
 
     def answer(backbone, pruner, questions, inputs):
         if "fastv" in type(pruner).__module__:
@@ -56,7 +59,7 @@ def limited(monkeypatch, error: Exception, most: int) -> list[int]:
                 raise error
         return real(backbone, pruner, questions, inputs)
 
-    monkeypatch.setattr(adapter, "answer", answer)
+    monkeypatch.setattr(pruned_model, "answer", answer)
     return tried
 
 
@@ -67,11 +70,11 @@ def outcome(out):
 
 
 def test_batches_halve_and_the_record_says_so(command, tmp_path, monkeypatch, capsys):
-    assert cli.run_all(command(tmp_path / "ample")) == 0
+    assert app.run_all(command(tmp_path / "ample")) == 0
     plain, plain_texts = outcome(tmp_path / "ample")
     assert plain["fastv"]["run"]["batch_size_reduced_to"] is None
     tried = limited(monkeypatch, torch.cuda.OutOfMemoryError(GPU), 2)
-    assert cli.run_all(command(tmp_path / "short")) == 0
+    assert app.run_all(command(tmp_path / "short")) == 0
     assert tried == [8, 4, 2, 2, 2, 2, 2, 2]
     assert "memory ran out: pope / fastv / 16 was answered in batches of 2" in capsys.readouterr().out
     found, texts = outcome(tmp_path / "short")
@@ -85,7 +88,7 @@ def test_batches_halve_and_the_record_says_so(command, tmp_path, monkeypatch, ca
 
 def test_a_cell_that_does_not_fit_at_all_fails_alone(command, tmp_path, monkeypatch, capsys):
     tried = limited(monkeypatch, RuntimeError(CPU), 0)
-    assert cli.run_all(command(tmp_path)) == 1
+    assert app.run_all(command(tmp_path)) == 1
     assert tried == [8, 4, 2, 1]
     assert "FAILED pope / fastv / 16: RuntimeError: " in capsys.readouterr().out
     found, _ = outcome(tmp_path)

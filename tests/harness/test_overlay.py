@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import cli, overlay
-from harness.errors import UserError
+from harness.cli import app
+from harness.report import overlay
 from methods import registry
+from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig
@@ -56,8 +57,8 @@ def test_command(tiny_checkpoint, picture, tmp_path, capsys):
     out = tmp_path / "made/overlay.png"
     arguments = ["overlay", "--backbone", str(tiny_checkpoint), "--methods", "random,fastv", "--budget", "9"]
     arguments += ["--images", str(tmp_path / "a.png"), "--out", str(out)]
-    assert cli.main(arguments) == 2 and "--question" in capsys.readouterr().err
-    assert cli.main([*arguments, "--question", "What?"]) == 0
+    assert app.main(arguments) == 2 and "--question" in capsys.readouterr().err
+    assert app.main([*arguments, "--question", "What?"]) == 0
     assert "random 9 tokens" in capsys.readouterr().out and Image.open(out).width > 500
     with pytest.raises(UserError, match="cannot read the image"):
         overlay._from_file(tmp_path / "none.png", "What?")

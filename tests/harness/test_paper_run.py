@@ -9,19 +9,21 @@ import pandas as pd
 import pytest
 
 from backbones.hub.load import SYSTEM_SENTENCE
-from harness import cli, comparable, records
-from harness.errors import UserError
-from harness.synthetic_mirror import COLORS
-from harness.tasks import (
+from harness.cli import app
+from harness.store import records
+from harness.tasks.suites import (
     BENCHMARKS,
     EIGHT,
     PAPER,
     POCKET8,
     averaged,
+    comparable,
     paper_columns,
     parse_suite,
     pocket_columns,
 )
+from harness.tasks.synthetic_mirror import COLORS
+from methods.errors import UserError
 
 FEW = ["--max-new-tokens", "2", "--latency-repeats", "1", "--device", "cpu"]
 TABLE2 = ("mmbench_en", "mme", "pope", "scienceqa", "textvqa")
@@ -41,7 +43,7 @@ def cells(out: Path) -> dict[tuple[str, str], dict]:
 def llava(hub_checkpoints, mirror, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("llava")
     more = ("--tasks", "paper", "--methods", "uniform", "--budget", "16")
-    assert cli.run_all(command(hub_checkpoints["llava"], mirror, out, *more)) == 0
+    assert app.run_all(command(hub_checkpoints["llava"], mirror, out, *more)) == 0
     return out
 
 
@@ -50,7 +52,7 @@ def qwen(hub_checkpoints, mirror, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("qwen")
     more = ("--tasks", "paper", "--methods", "uniform", "--budget", "0.333", "--max-pixels", str(48 * 784))
     more += ("--min-pixels", str(4 * 784))
-    assert cli.run_all(command(hub_checkpoints["qwen2_5_vl"], mirror, out, *more)) == 0
+    assert app.run_all(command(hub_checkpoints["qwen2_5_vl"], mirror, out, *more)) == 0
     return out
 
 
@@ -92,7 +94,7 @@ def test_table_2_is_one_command(qwen):
 
 def test_the_same_command_computes_nothing(llava, hub_checkpoints, mirror, capsys):
     more = ("--tasks", "paper", "--methods", "uniform", "--budget", "16")
-    assert cli.run_all(command(hub_checkpoints["llava"], mirror, llava, *more)) == 0
+    assert app.run_all(command(hub_checkpoints["llava"], mirror, llava, *more)) == 0
     assert "18 finished earlier" in capsys.readouterr().out
 
 
@@ -103,16 +105,16 @@ def test_damaged_data_are_refused_before_the_model_is_read(
     (copy / "lmms-lab-encoder/MME/data/test-00000-of-00002.parquet").unlink()
     monkeypatch.setattr("backbones.hub.load.load", lambda *a: pytest.fail("read the model"))
     arguments = command(hub_checkpoints["llava"], copy, tmp_path / "out", "--tasks", "paper")
-    assert cli.run_all(arguments) == 2
+    assert app.run_all(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "hf download lmms-lab-encoder/MME --repo-type dataset" in error
 
 
 def truths(mirror: Path) -> dict[str, str]:
     """The right (for VQA: the intended) answer to every prompt of the mirror."""
-    from harness.lmms_tasks import Documents, build
-    from harness.quiet import silenced
-    from harness.sources import hub
+    from harness.tasks.lmms import Documents, build
+    from harness.tasks.quiet import silenced
+    from harness.tasks.sources import hub
 
     found = {}
     for benchmark in BENCHMARKS.values():
@@ -130,18 +132,18 @@ def truths(mirror: Path) -> dict[str, str]:
 
 def test_known_answers_have_known_scores(hub_checkpoints, mirror, tmp_path, monkeypatch):
     """Vanilla says the truth, the other method the truth and a full stop."""
-    from harness import adapter
+    from harness.tasks import pruned_model
 
-    real, known = adapter.answer, truths(mirror)
+    real, known = pruned_model.answer, truths(mirror)
 
     def told(backbone, pruner, questions, inputs):
         answers = real(backbone, pruner, questions, inputs)
         stop = "." if pruner.acts else ""
         return [replace(a, text=known[q.text] + stop) for a, q in zip(answers, questions)]
 
-    monkeypatch.setattr(adapter, "answer", told)
+    monkeypatch.setattr(pruned_model, "answer", told)
     more = ("--tasks", "paper", "--methods", "uniform", "--budget", "16")
-    assert cli.run_all(command(hub_checkpoints["llava"], mirror, tmp_path, *more)) == 0
+    assert app.run_all(command(hub_checkpoints["llava"], mirror, tmp_path, *more)) == 0
     done = cells(tmp_path)
     scores = {task: r["metrics"]["score"] for (task, method), r in done.items() if method == "vanilla"}
     # VQA accuracy where 9, 6, 3, 0 and 10, 3, 2, 1 of ten people agree
@@ -169,7 +171,7 @@ def test_suites_and_columns():
 
 
 def options(*arguments: str):
-    return cli._config(cli._parser().parse_args([*arguments, "--device", "cpu"]))
+    return app._config(app._parser().parse_args([*arguments, "--device", "cpu"]))
 
 
 def test_what_the_paper_suite_brings():

@@ -7,10 +7,10 @@ import tiny
 import torch
 from PIL import Image
 
-from harness import flops, plan
-from harness.errors import UserError
+from harness.costs import macs, plan
 from methods import registry
 from methods.base import Pruner, Selection
+from methods.errors import UserError
 
 GRID = (8, 8)
 SPECS = [
@@ -33,8 +33,8 @@ def around(backbone, inputs):
 
 
 def measured(backbone, inputs, spec, budget):
-    counter = flops.ModelCounter(backbone.model)
-    return counter, flops.count_prefill(counter, backbone, registry.build(spec, budget=budget), inputs)
+    counter = macs.ModelCounter(backbone.model)
+    return counter, macs.count_prefill(counter, backbone, registry.build(spec, budget=budget), inputs)
 
 
 def planned(backbone, around, spec, budget, raters=None):

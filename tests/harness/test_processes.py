@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import short_run
 
-from harness import cli, journal, processes, records
-from harness.errors import UserError
+from harness.cli import app
+from harness.run import processes
+from harness.store import journal, records
+from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -28,7 +30,7 @@ def command(tiny_checkpoint, tiny_data):
 def alone(command, tmp_path_factory):
     """The same run by one process."""
     out = tmp_path_factory.mktemp("alone")
-    assert cli.run_all(command(out)) == 0
+    assert app.run_all(command(out)) == 0
     return out
 
 
@@ -52,7 +54,7 @@ def test_two_processes_give_the_table_of_one(launcher, command, alone, tmp_path)
         run = records.read(path)["run"]
         assert run["processes"] == 2 and run["answers_from_journal"] == 0
     # one process finds everything done
-    assert cli.run_all(command(tmp_path)) == 0
+    assert app.run_all(command(tmp_path)) == 0
 
 
 @pytest.mark.slow
@@ -98,16 +100,16 @@ def test_a_process_without_a_gpu_is_bad_input(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert cli.resolve_device("auto") == cli.resolve_device("cuda") == "cuda:1"
-    assert cli.resolve_device("cpu") == "cpu"
+    assert app.resolve_device("auto") == app.resolve_device("cuda") == "cuda:1"
+    assert app.resolve_device("cpu") == "cpu"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(UserError, match="process 2 on this machine has no GPU of its own"):
-        cli.resolve_device("auto")
+        app.resolve_device("auto")
 
 
 def test_the_parts_of_a_benchmark_are_its_batches(backbone):
     """Every question in exactly one process, whatever their number."""
-    from harness.answering import Question, batches
+    from harness.tasks.answering import Question, batches
 
     questions = [Question(i, f"q{i}" * (i % 3), f"image{i // 2}", {"max_new_tokens": 3}) for i in range(23)]
     whole = batches(questions, 4)

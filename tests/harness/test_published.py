@@ -7,10 +7,11 @@ import shutil
 import pytest
 import yaml
 
-from harness import published, shapes
+from harness import published
 from harness.check import registry
-from harness.errors import UserError
-from harness.tasks import BENCHMARKS
+from harness.costs import shapes
+from harness.tasks.suites import BENCHMARKS
+from methods.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import flops, flops_report, plan, shapes
-from harness.closed_form import closed_form_merger, closed_form_window_tower
-from harness.errors import UserError
+from harness.costs import macs, plan, shapes
+from harness.costs.closed_form import closed_form_merger, closed_form_window_tower
+from harness.report import flops_report
 from methods import registry
 from methods.base import Signal, cls_attention
+from methods.errors import UserError
 from methods.random import Random
 
 PAGE = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
@@ -40,8 +41,8 @@ def around(qwen, inputs):
 @pytest.mark.parametrize("spec", SPECS)
 def test_plan_is_the_real_prefill(qwen, inputs, around, spec):
     pruner = registry.build(spec, None if spec == "vanilla" else 0.25)
-    counter = flops.counter_for(qwen.model)
-    real = flops.count_prefill(counter, qwen, pruner, inputs)
+    counter = macs.counter_for(qwen.model)
+    real = macs.count_prefill(counter, qwen, pruner, inputs)
     config = qwen.model.config
     made = plan.make(config, pruner, GRID, *around)
     assert made.visual_tokens == real.visual_tokens and not made.varies

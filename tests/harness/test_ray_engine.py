@@ -7,19 +7,19 @@ import signal
 import pytest
 import short_run
 
-from harness import cli
-from harness.journal import Journal
+from harness.cli import app
+from harness.store.journal import Journal
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (pip install '.[cluster]')")
 psutil = pytest.importorskip("psutil")
 
-from harness import ray_engine  # noqa: E402
+from harness.run import ray_cluster  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """A local cluster, as --engine ray starts it; --address auto finds it."""
-    ray_engine._connect(None, 2)
+    ray_cluster._connect(None, 2)
     yield
     ray.shutdown()
 
@@ -32,7 +32,7 @@ def command(tiny_checkpoint, tiny_data):
 @pytest.fixture(scope="module")
 def local(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("local")
-    assert cli.run_all(command(out)) == 0
+    assert app.run_all(command(out)) == 0
     return out
 
 
@@ -55,31 +55,31 @@ def test_the_records_are_those_of_the_local_engine_though_a_worker_is_killed(
             os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(Journal, "append", append)
-    assert cli.run_all(command(tmp_path, "--engine", "ray", "--address", "auto", "--workers", "2")) == 0
+    assert app.run_all(command(tmp_path, "--engine", "ray", "--address", "auto", "--workers", "2")) == 0
     said = capsys.readouterr().out
     assert killed and said.count("lost a worker in ") == 1 and "try 1 of 3" in said
     short_run.assert_same(tmp_path, local)
     # the local engine finds the cells done
-    assert cli.run_all(command(tmp_path)) == 0
+    assert app.run_all(command(tmp_path)) == 0
     assert "6 finished earlier" in capsys.readouterr().out
 
 
 def test_what_a_worker_refuses_is_bad_input(cluster, command, tmp_path, capsys):
     base = ["--engine", "ray", "--address", "auto"]
-    assert cli.run_all(command(tmp_path, *base, "--workers", "4000")) == 2
+    assert app.run_all(command(tmp_path, *base, "--workers", "4000")) == 2
     assert "--workers 4000: the Ray cluster has" in capsys.readouterr().err
-    assert cli.run_all(command(tmp_path, *base, "--device", "cuda")) == 2
+    assert app.run_all(command(tmp_path, *base, "--device", "cuda")) == 2
     assert "the Ray cluster has no GPU" in capsys.readouterr().err
-    assert cli.run_all(command(tmp_path, *base, "--backbone", str(tmp_path / "nothing"))) == 2
+    assert app.run_all(command(tmp_path, *base, "--backbone", str(tmp_path / "nothing"))) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "unknown backbone" in error
     assert not list(tmp_path.rglob("*.json"))
 
 
 def test_the_engine_is_local_where_several_processes_are_launched(command, tmp_path, monkeypatch, capsys):
-    from harness import processes, runner
-    from harness.errors import UserError
+    from harness.run import processes, runner
+    from methods.errors import UserError
 
-    config = cli._config(cli._parser().parse_args(command(tmp_path, "--engine", "ray")))
+    config = app._config(app._parser().parse_args(command(tmp_path, "--engine", "ray")))
     with pytest.raises(UserError, match="run it without accelerate launch"):
         runner._start(config, processes.Processes(0, 2), None)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from harness import flops_report, random_weights, roofline, shapes
-from harness.launches import Counter
+from harness.costs import random_weights, roofline, shapes
+from harness.costs.launches import Counter
+from harness.report import flops_report
 from methods import registry
 
 SHAPE = shapes.load("llava-1.5-7b")
@@ -59,7 +60,7 @@ def test_narrow_keeps_what_launches_depend_on():
 
 def test_work_is_that_of_flops_and_of_the_weights(monkeypatch):
     monkeypatch.setattr(
-        "harness.launches.Counter.count", lambda self, pruner: dict.fromkeys(roofline.PARTS, 1)
+        "harness.costs.launches.Counter.count", lambda self, pruner: dict.fromkeys(roofline.PARTS, 1)
     )
     found = roofline.Roofline(SHAPE, text_tokens=62)
     count = flops_report.Counter(SHAPE, 62).count("fastv", 64)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import adapter, cli, records
-from harness.journal import Journal
+from harness.cli import app
+from harness.store import records
+from harness.store.journal import Journal
+from harness.tasks import pruned_model
 
 METHODS = "random,visionzip,fastv"
 
@@ -44,7 +46,7 @@ def finished(tiny_checkpoint, tiny_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     arguments = ["--backbone", tiny_checkpoint, "--data", tiny_data, "--methods", METHODS, "--budget", "16"]
     arguments += ["--tasks", "gqa,mme,pope", "--max-new-tokens", "3", "--latency-repeats", "2", "--out", out]
-    assert cli.run_all([str(a) for a in (*arguments, "--device", "cpu")]) == 0
+    assert app.run_all([str(a) for a in (*arguments, "--device", "cpu")]) == 0
     return out
 
 
@@ -104,21 +106,21 @@ def test_the_leaderboard_is_the_records(finished):
 def test_the_same_command_computes_nothing(finished, command, capsys, monkeypatch):
     before = {p: p.read_bytes() for p in finished.rglob("*.json*")}
     csv = (finished / "leaderboard.csv").read_bytes()
-    monkeypatch.setattr(adapter, "answer", lambda *a: pytest.fail("computed an answer"))
-    monkeypatch.setattr("harness.latency.measure_once", lambda *a: pytest.fail("timed a prefill"))
-    assert cli.run_all(command(finished)) == 0
+    monkeypatch.setattr(pruned_model, "answer", lambda *a: pytest.fail("computed an answer"))
+    monkeypatch.setattr("harness.costs.latency.measure_once", lambda *a: pytest.fail("timed a prefill"))
+    assert app.run_all(command(finished)) == 0
     assert "12 finished earlier" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in finished.rglob("*.json*")} == before
     assert (finished / "leaderboard.csv").read_bytes() == csv
 
 
 def test_batch_size_does_not_change_answers(finished, command, tmp_path):
-    assert cli.run_all(command(tmp_path, "--batch-size", "1")) == 0
+    assert app.run_all(command(tmp_path, "--batch-size", "1")) == 0
     assert answers(tmp_path) == answers(finished)
 
 
 def test_an_interrupted_run_goes_on(finished, command, tmp_path, monkeypatch, capsys):
-    real, calls = adapter.answer, []
+    real, calls = pruned_model.answer, []
 
     def interrupted(*arguments):
         if len(calls) == 5:
@@ -126,8 +128,8 @@ def test_an_interrupted_run_goes_on(finished, command, tmp_path, monkeypatch, ca
         calls.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(adapter, "answer", interrupted)
-    assert cli.run_all(command(tmp_path)) == 130
+    monkeypatch.setattr(pruned_model, "answer", interrupted)
+    assert app.run_all(command(tmp_path)) == 130
     assert "same command" in capsys.readouterr().err
     kept = sum(map(len, answers(tmp_path).values()))
     assert kept > 0
@@ -137,8 +139,8 @@ def test_an_interrupted_run_goes_on(finished, command, tmp_path, monkeypatch, ca
         computed.extend(questions)
         return real(backbone, pruner, questions, inputs)
 
-    monkeypatch.setattr(adapter, "answer", counted)
-    assert cli.run_all(command(tmp_path)) == 0
+    monkeypatch.setattr(pruned_model, "answer", counted)
+    assert app.run_all(command(tmp_path)) == 0
     total = sum(map(len, answers(finished).values()))
     assert len(computed) == total - kept
     assert answers(tmp_path) == answers(finished)
@@ -147,25 +149,25 @@ def test_an_interrupted_run_goes_on(finished, command, tmp_path, monkeypatch, ca
 
 
 def test_a_larger_slice_re_uses_the_answers_of_a_smaller_one(command, tmp_path):
-    assert cli.run_all(command(tmp_path, "--limit", "4")) == 0
+    assert app.run_all(command(tmp_path, "--limit", "4")) == 0
     small = {k: r["data"]["documents"] for k, r in cells(tmp_path).items()}
     assert small["pope", "fastv"] == 4 and small["mme", "fastv"] == 4
-    assert cli.run_all(command(tmp_path, "--limit", "8")) == 0
+    assert app.run_all(command(tmp_path, "--limit", "8")) == 0
     found = [records.read(p) for p in tmp_path.glob("cells/pope/fastv*")]
     grown = [r for r in found if r["data"]["documents"] == 8]
     assert grown[0]["run"]["answers_from_journal"] == 4 and grown[0]["run"]["answers_computed"] == 4
 
 
 def test_a_failing_cell_is_recorded_and_the_run_goes_on(command, tmp_path, monkeypatch, capsys):
-    real = adapter.answer
+    real = pruned_model.answer
 
     def broken(backbone, pruner, questions, inputs):
         if "fastv" in type(pruner).__module__ and questions[0].text.startswith("Is box"):  # MME
             raise ZeroDivisionError("no attention today")
         return real(backbone, pruner, questions, inputs)
 
-    monkeypatch.setattr(adapter, "answer", broken)
-    assert cli.run_all(command(tmp_path)) == 1
+    monkeypatch.setattr(pruned_model, "answer", broken)
+    assert app.run_all(command(tmp_path)) == 1
     out = capsys.readouterr().out
     assert "FAILED mme / fastv / 16: ZeroDivisionError: no attention today" in out
     done = cells(tmp_path)
@@ -176,8 +178,8 @@ def test_a_failing_cell_is_recorded_and_the_run_goes_on(command, tmp_path, monke
     assert pd.isna(table.loc["fastv", "mme"])
     assert "failed" in (tmp_path / "leaderboard.md").read_text()
     # the next run tries the failed cell again, and only that one
-    monkeypatch.setattr(adapter, "answer", real)
-    assert cli.run_all(command(tmp_path)) == 0
+    monkeypatch.setattr(pruned_model, "answer", real)
+    assert app.run_all(command(tmp_path)) == 0
     assert "11 finished earlier" in capsys.readouterr().out
     assert cells(tmp_path)["mme", "fastv"]["status"] == "done"
 
@@ -186,7 +188,7 @@ def test_a_budget_that_a_method_cannot_do_is_left_out_and_nothing_else(command, 
     """A mean of 16 over 6 layers, the first 2 of which see all 64."""
     methods = "prumerge_plus,prumerge_plus:schedule=released,fastv:schedule=average"
     arguments = command(tmp_path, "--tasks", "pope", "--methods", methods, "--budget", "32", "16")
-    assert cli.run_all(arguments) == 1
+    assert app.run_all(arguments) == 1
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith("LEFT OUT")]
     assert len(lines) == 1 and "fastv:schedule=average at 16: fastv: a mean of 16" in lines[0]
@@ -208,10 +210,10 @@ def test_a_budget_that_a_method_cannot_do_is_left_out_and_nothing_else(command, 
 
 
 def test_a_budget_that_no_method_can_do_is_bad_input(command, tmp_path, capsys):
-    assert cli.run_all(command(tmp_path, "--methods", "fastv:schedule=average")) == 2
+    assert app.run_all(command(tmp_path, "--methods", "fastv:schedule=average")) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: fastv: a mean of 16") and error.count("\n") == 1
-    assert cli.run_all(command(tmp_path, "--budget", "16", "65")) == 2
+    assert app.run_all(command(tmp_path, "--budget", "16", "65")) == 2
     assert "budget 65 must leave 1 to 64" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.json"))
 
@@ -228,7 +230,7 @@ def test_damaged_files_are_named_and_moved_aside(finished, command, tmp_path, ca
     (journal,) = (out / "journal" / "pope").glob("fastv*")
     lines = journal.read_bytes().split(b"\n")
     journal.write_bytes(b"\n".join([lines[0], lines[1][:20], *lines[2:-2], lines[-2][:30]]))
-    assert cli.run_all(command(out)) == 0
+    assert app.run_all(command(out)) == 0
     said = capsys.readouterr().out
     for victim in victims:
         assert f"DAMAGED record {victim}: moved to {victim.name}.broken; it is computed anew" in said
@@ -244,20 +246,20 @@ def test_damaged_files_are_named_and_moved_aside(finished, command, tmp_path, ca
 
 def test_fresh_computes_everything_again(command, tmp_path, monkeypatch):
     arguments = command(tmp_path, "--tasks", "mme", "--methods", "random")
-    assert cli.run_all(arguments) == 0
-    real, computed = adapter.answer, []
+    assert app.run_all(arguments) == 0
+    real, computed = pruned_model.answer, []
 
     def counted(backbone, pruner, questions, inputs):
         computed.extend(questions)
         return real(backbone, pruner, questions, inputs)
 
-    monkeypatch.setattr(adapter, "answer", counted)
-    assert cli.run_all([*arguments, "--fresh"]) == 0
+    monkeypatch.setattr(pruned_model, "answer", counted)
+    assert app.run_all([*arguments, "--fresh"]) == 0
     assert len(computed) == 20
 
 
 def test_another_parameter_is_another_cell(command, tmp_path):
-    assert cli.run_all(command(tmp_path, "--tasks", "mme", "--methods", "fastv:k=2,fastv:k=3")) == 0
+    assert app.run_all(command(tmp_path, "--tasks", "mme", "--methods", "fastv:k=2,fastv:k=3")) == 0
     layers = {k[1]: r["visual_tokens"]["per_layer"] for k, r in cells(tmp_path).items()}
     assert layers["fastv:k=2"] == [64] * 2 + [16] * 4 and layers["fastv:k=3"] == [64] * 3 + [16] * 3
 
@@ -265,7 +267,7 @@ def test_another_parameter_is_another_cell(command, tmp_path):
 def test_the_sweep_bench_compares_like_with_like(command, tmp_path, capsys):
     report = tmp_path / "bench.json"
     arguments = command(tmp_path / "out", "--tasks", "pope", "--methods", "random,fastv")
-    assert cli.main(["sweep-bench", *arguments, "--report", str(report)]) == 0
+    assert app.main(["sweep-bench", *arguments, "--report", str(report)]) == 0
     result = json.loads(report.read_text())
     assert result["equal_answers"] == result["answers"] == 36
     assert result["speedup"] == pytest.approx(result["alone"]["seconds"] / result["sweep"]["seconds"])
@@ -276,7 +278,7 @@ def test_the_vision_tower_runs_once_an_image_for_all_methods(command, tmp_path, 
 
     images = []
     monkeypatch.setattr(
-        "harness.latency.compare", lambda b, pruners, *a: pytest.skip("only the sweep matters here")
+        "harness.costs.latency.compare", lambda b, pruners, *a: pytest.skip("only the sweep matters here")
     )
     real = CLIPVisionModel.forward
 
@@ -285,12 +287,12 @@ def test_the_vision_tower_runs_once_an_image_for_all_methods(command, tmp_path, 
         return real(self, pixel_values=pixel_values, **kwargs)
 
     monkeypatch.setattr(CLIPVisionModel, "forward", counted)
-    from harness.config import RunConfig
-    from harness.local_engine import LocalEngine
-    from harness.tasks import parse_tasks
+    from harness.run.config import RunConfig
+    from harness.run.local import LocalEngine
+    from harness.tasks.suites import parse_tasks
 
-    options = cli._parser().parse_args(command(tmp_path, "--tasks", "gqa", "--methods", "random,uniform"))
-    config = cli._config(options)
+    options = app._parser().parse_args(command(tmp_path, "--tasks", "gqa", "--methods", "random,uniform"))
+    config = app._config(options)
     assert isinstance(config, RunConfig) and parse_tasks("gqa") == list(config.benchmarks)
     engine = LocalEngine(config)
     assert len(list(engine.compute(engine.session.cells, print))) == 3
@@ -311,6 +313,6 @@ def test_a_truncated_backbone_is_named(tiny_checkpoint, command, tmp_path, capsy
     broken = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    assert cli.run_all(command(tmp_path / "out", "--backbone", str(broken))) == 2
+    assert app.run_all(command(tmp_path / "out", "--backbone", str(broken))) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: checkpoint ") and error.count("\n") == 1 and "broken" in error

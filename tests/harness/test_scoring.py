@@ -5,11 +5,11 @@ numbers.
 import numpy as np
 import pytest
 
-from harness.accuracy import evaluate
-from harness.lmms_tasks import Documents, build
-from harness.scoring import statistic
-from harness.sources import flat
-from harness.tasks import BENCHMARKS
+from harness.run.score_cell import evaluate
+from harness.tasks.lmms import Documents, build
+from harness.tasks.scoring import statistic
+from harness.tasks.sources import flat
+from harness.tasks.suites import BENCHMARKS
 
 
 class Table:
@@ -18,7 +18,7 @@ class Table:
     def __new__(cls, documents, say):
         from lmms_eval.api.instance import GenerationResult, TokenCounts
 
-        from harness.adapter import PrunedModel
+        from harness.tasks.pruned_model import PrunedModel
 
         class TableModel(PrunedModel):
             def generate_until(self, requests):
@@ -138,7 +138,7 @@ def test_lmms_eval_prints_nothing(tiny_data, capfd):
 
 
 def test_missing_data_is_named(tmp_path):
-    from harness.errors import UserError
+    from methods.errors import UserError
 
     with pytest.raises(UserError, match=r"no data for pope.*eval\.parquet"):
         Documents(BENCHMARKS["pope"], flat(BENCHMARKS["pope"], tmp_path, "eval"))

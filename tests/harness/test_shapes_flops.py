@@ -6,12 +6,15 @@ import time
 import pytest
 import torch
 
-from harness import cli, flops_report, plan, published, shapes
+from harness import published
 from harness.check import costs
-from harness.closed_form import closed_form_head, closed_form_layer, windows
-from harness.errors import UserError
-from harness.three_counters import ThreeCounters, torch_macs
+from harness.cli import app
+from harness.costs import plan, shapes
+from harness.costs.closed_form import closed_form_head, closed_form_layer, windows
+from harness.costs.three_counters import ThreeCounters, torch_macs
+from harness.report import flops_report
 from methods import registry
+from methods.errors import UserError
 
 #: parameters of the published checkpoints, in 1e9
 PARAMETERS = {"llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "qwen2.5-vl-3b": 3.75, "qwen2.5-vl-7b": 8.29}
@@ -121,7 +124,7 @@ def test_vanilla_language_models(name, tmac):
 def test_the_command_prints_the_tables(capsys):
     started = time.process_time()
     arguments = ["--budget", "64", "--methods", "fastv,sparsevlm,pdrop:schedule=stock", "--visual-only-macs"]
-    assert cli.main(["flops", "--backbone", "llava-1.5-7b", *arguments]) == 0
+    assert app.main(["flops", "--backbone", "llava-1.5-7b", *arguments]) == 0
     assert time.process_time() - started < 30
     out = capsys.readouterr().out
     assert "2 FLOPs per multiply-accumulate" in out and "62 text tokens" in out
@@ -137,7 +140,7 @@ def test_methods_that_cannot_plan_are_left_out_with_the_reason(capsys, monkeypat
 
     monkeypatch.setattr(registry.available()["uniform"], "select", broken)
     assert (
-        cli.main(
+        app.main(
             ["flops", "--backbone", "qwen2.5-vl-7b", "--budget", "64", "--methods", "uniform,visionzip,fastv"]
         )
         == 0
@@ -161,7 +164,7 @@ def test_methods_that_cannot_plan_are_left_out_with_the_reason(capsys, monkeypat
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, says):
-    assert cli.main(["flops", *arguments]) == 2
+    assert app.main(["flops", *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
 

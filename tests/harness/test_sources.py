@@ -7,12 +7,12 @@ import huggingface_hub
 import pyarrow.parquet
 import pytest
 
-from harness import lmms_tasks, sources
-from harness.errors import UserError
-from harness.lmms_tasks import Documents, build
-from harness.quiet import silenced
-from harness.sources import flat, hub
-from harness.tasks import BENCHMARKS
+from harness.tasks import lmms, sources
+from harness.tasks.lmms import Documents, build
+from harness.tasks.quiet import silenced
+from harness.tasks.sources import flat, hub
+from harness.tasks.suites import BENCHMARKS
+from methods.errors import UserError
 
 POPE = BENCHMARKS["pope"]
 
@@ -99,7 +99,7 @@ def test_large_files_are_mapped_and_sampled(mirror, tmp_path, monkeypatch):
     whole = Documents(POPE, hub(POPE, mirror))
     assert whole.digest  # computed once
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(lmms_tasks, "IN_MEMORY", 0)
+    monkeypatch.setattr(lmms, "IN_MEMORY", 0)
     monkeypatch.setattr(sources, "DIGEST_IN_FULL", 0)
     mapped = Documents(POPE, hub(POPE, mirror))
     assert mapped.rows.cache_files and not whole.rows.cache_files

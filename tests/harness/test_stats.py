@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from harness.stats import Units, interval, resampled_sums
+from harness.tasks.bootstrap import Units, interval, resampled_sums
 
 
 def mean(sums):

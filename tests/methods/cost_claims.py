@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.errors import UserError
 from methods import registry
-from methods._depth import mean_over_layers
 from methods.base import ImageView, Pruner, StageView
+from methods.errors import UserError
 from methods.holov import HoloV
+from methods.schedules import mean_over_layers
 from methods.sparsevlm import recycling
 
 

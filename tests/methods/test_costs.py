@@ -11,7 +11,7 @@ import torch
 from cost_claims import CLAIMS, Shape
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import flops
+from harness.costs import macs
 from methods import registry
 from methods.base import PromptView
 from methods.sparsevlm import raters
@@ -51,7 +51,7 @@ def inputs(subject):
 
 @pytest.fixture(scope="module")
 def counter(subject):
-    return flops.ModelCounter(subject.model)
+    return macs.ModelCounter(subject.model)
 
 
 def build(spec):
@@ -72,7 +72,7 @@ def test_every_own_method_has_a_claim():
 @torch.no_grad()
 def test_own_work_is_the_formula(subject, inputs, counter, spec):
     model, pruner = subject.model, build(spec)
-    count = flops.count_prefill(counter, subject, pruner, inputs)
+    count = macs.count_prefill(counter, subject, pruner, inputs)
     text = model.get_input_embeddings()(inputs["input_ids"][0, -AFTER:])
     visual = model.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output[0]
     words = len(raters(PromptView(visual, text)))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cost_claims import BUDGETS, CLAIMS, SHAPE_7B, cost_row, schedule_row
 
-from harness.errors import UserError
 from methods import registry
+from methods.errors import UserError
 
 PAGE = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.errors import UserError
 from methods.base import ImageView, Signal
+from methods.errors import UserError
 from methods.fastv import FastV, most_attended
 from methods.visionzip import LAYER, VisionZip, dominant_patches, merge
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import parity
-from harness.errors import UserError
+from harness.parity import compare
+from methods.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    return parity._load(GOLDEN)
+    return compare._load(GOLDEN)
 
 
 def only(vectors, labels):
@@ -30,7 +30,7 @@ def only(vectors, labels):
 @pytest.mark.parametrize("label", ["vanilla", "192", "128", "64", "64k3", "64avg"])
 def test_fastv(recorded, label):
     rows = list(
-        parity.check(*recorded, "fastv", only(load_file(GOLDEN / "fastv/vectors.safetensors"), [label]))
+        compare.check(*recorded, "fastv", only(load_file(GOLDEN / "fastv/vectors.safetensors"), [label]))
     )
     assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
     assert all(r.alone.difference is not None for r in rows)
@@ -39,7 +39,7 @@ def test_fastv(recorded, label):
 @pytest.mark.parametrize("label", ["192", "128", "64"])
 def test_visionzip(recorded, label):
     rows = list(
-        parity.check(
+        compare.check(
             *recorded, "visionzip", only(load_file(GOLDEN / "visionzip/vectors.safetensors"), [label])
         )
     )
@@ -49,7 +49,7 @@ def test_visionzip(recorded, label):
 @pytest.mark.parametrize("label", ["default", "192", "128", "64"])
 def test_pdrop(recorded, label):
     rows = list(
-        parity.check(*recorded, "pdrop", only(load_file(GOLDEN / "pdrop/vectors.safetensors"), [label]))
+        compare.check(*recorded, "pdrop", only(load_file(GOLDEN / "pdrop/vectors.safetensors"), [label]))
     )
     assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
     assert all(r.alone.difference is not None for r in rows)
@@ -61,7 +61,7 @@ def test_sparsevlm(recorded, label):
     pattern = rf"{prefix}\.?(greedy|logits|kept)\.{budget}\..+"
     vectors = load_file(GOLDEN / "sparsevlm/vectors.safetensors")
     vectors = {key: tensor for key, tensor in vectors.items() if re.fullmatch(pattern, key)}
-    rows = list(parity.check(*recorded, "sparsevlm", vectors))
+    rows = list(compare.check(*recorded, "sparsevlm", vectors))
     assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
     assert all(r.alone.difference is not None for r in rows)
 
@@ -84,7 +84,7 @@ def test_stages_and_made_tokens_are_compared(recorded, key, changed):
         vectors[key] = changed(vectors[key])
     else:
         del vectors[key]
-    (row,) = parity.check(model, inputs, "sparsevlm", vectors)
+    (row,) = compare.check(model, inputs, "sparsevlm", vectors)
     assert row.alone.tokens and not row.alone.kept and not row.agrees
 
 
@@ -92,18 +92,18 @@ def test_recordings_that_are_left_out(recorded):
     model, _ = recorded
     vectors = load_file(GOLDEN / "sparsevlm/vectors.safetensors")
     other_releases = {f"{v}.greedy.64.0": vectors["greedy.64.0"] for v in ("v10", "v2")}
-    lines = list(parity.check(model, {}, "sparsevlm", other_releases))
+    lines = list(compare.check(model, {}, "sparsevlm", other_releases))
     assert [(line.label, line.why.split(",")[0]) for line in lines] == [
         ("v10.64", "release 1.0"), ("v2.64", "release 2.0"),
     ]  # fmt: skip
     random_and_twin = {k: v for k, v in vectors.items() if re.match(r"(nonoise\.)?greedy\.64\.", k)}
     assert "greedy.64.0" in random_and_twin
-    rows = parity.check(model, {}, "sparsevlm", random_and_twin)
+    rows = compare.check(model, {}, "sparsevlm", random_and_twin)
     line = next(rows)
     assert line.label == "64" and "random draw of the released code; see nonoise.64" in str(line)
     with pytest.raises(UserError, match=r"recordings of nonoise\.64 "):  # the first label that it runs
         next(rows)
-    (line,) = parity.check(model, {}, "fastv", {"greedy_dyn.128.0": vectors["greedy.64.0"]})
+    (line,) = compare.check(model, {}, "fastv", {"greedy_dyn.128.0": vectors["greedy.64.0"]})
     assert line.label == "greedy_dyn.128" and "another decoding" in line.why
 
 
@@ -130,7 +130,7 @@ def change(folder, **changes):
 
 
 def test_another_folder(folder, capsys):
-    assert parity.main(folder) == 0
+    assert compare.main(folder) == 0
     out = capsys.readouterr().out
     assert "1 rows, all agree; " in out
     assert re.search(r"^fastv +64 +3 .* left out: a single input$", out, re.M)  # nothing to batch it with
@@ -140,7 +140,7 @@ def test_another_folder(folder, capsys):
     save_file(
         {k.replace(".64.", ".64k3."): v for k, v in vectors.items()}, folder / "fastv/vectors.safetensors"
     )
-    parity.main(folder)
+    compare.main(folder)
     assert re.search(
         r"^fastv +default settings +left out: recorded are k=3 alone$", capsys.readouterr().out, re.M
     )
@@ -150,13 +150,13 @@ def test_what_is_left_out_is_no_failure(folder, capsys):
     path = folder / "fastv/vectors.safetensors"
     vectors = load_file(path)
     save_file({**vectors, "greedy.128sys36.3": vectors["greedy.64.3"].clone()}, path)
-    assert parity.main(folder, ["fastv"]) == 0
+    assert compare.main(folder, ["fastv"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^fastv +128sys36 +left out: the scripts' off-by-one start of the image$", out, re.M)
     assert out.endswith("1 rows, all agree; left out: 3, see above\n")
     save_file({"greedy.128sys36.3": vectors["greedy.64.3"].clone()}, path)
     with pytest.raises(UserError, match="no recordings"):
-        parity.main(folder, ["fastv"])
+        compare.main(folder, ["fastv"])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_what_is_left_out_is_no_failure(folder, capsys):
 )
 def test_a_difference_is_seen(folder, capsys, kind, new):
     change(folder, **{kind: new})
-    assert parity.main(folder, ["fastv"]) == 1
+    assert compare.main(folder, ["fastv"]) == 1
     assert "DISAGREES" in capsys.readouterr().out
 
 
@@ -179,22 +179,22 @@ def test_unknown_labels_and_methods_disagree(folder, capsys):
         {k.replace(".64.", ".64x."): v for k, v in vectors.items()}, folder / "fastv/vectors.safetensors"
     )
     shutil.copytree(folder / "fastv", folder / "newmethod")
-    assert parity.main(folder) == 1
+    assert compare.main(folder) == 1
     out = capsys.readouterr().out
     assert "64x: unknown label" in out and "newmethod      no method of this name" in out
 
 
 def test_folders_that_are_wrong(folder, tmp_path):
     with pytest.raises(UserError, match="not a folder"):
-        parity.main(tmp_path / "nowhere")
+        compare.main(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no recordings of pdrop .* there are: fastv"):
-        parity.main(folder, ["pdrop"])
+        compare.main(folder, ["pdrop"])
     (folder / "fastv/vectors.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot read"):
-        parity.main(folder)
+        compare.main(folder)
     (folder / "inputs.safetensors").unlink()
     with pytest.raises(UserError, match=r"inputs.safetensors"):
-        parity.main(folder)
+        compare.main(folder)
     (folder / "model/llama.safetensors").unlink()
     with pytest.raises(UserError, match="no recorded model"):
-        parity.main(folder)
+        compare.main(folder)

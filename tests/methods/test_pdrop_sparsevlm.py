@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import parity
-from harness.errors import UserError
-from methods._depth import mean_over_layers, scaled
+from harness.parity import compare
 from methods.base import PromptView, StageView
+from methods.errors import UserError
 from methods.pdrop import PDrop
+from methods.schedules import mean_over_layers, scaled
 from methods.sparsevlm import SparseVLM, cluster_means, raters, recycling, sparsify, tokens_left
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -111,11 +111,11 @@ def test_impossible_budgets(method, budget):
 @pytest.mark.parametrize("schedule", ["average", "table"])
 def test_measured_tokens_are_the_planned_ones(schedule):
     """A run says what the schedule says, layer by layer, on a model of 12 layers too."""
-    model, samples = parity._load(GOLDEN)
+    model, samples = compare._load(GOLDEN)
     language = model.model.language_model
     language.layers = language.layers[:12]
     language.config.num_hidden_layers = 12
-    batch = parity.left_padded([samples[0], samples[1]], model.config.image_token_id)
+    batch = compare.left_padded([samples[0], samples[1]], model.config.image_token_id)
     pruner = PDrop(budget=64) if schedule == "average" else SparseVLM(budget=64)
     with torch.inference_mode(), pruner(model) as trace:
         model(**batch)

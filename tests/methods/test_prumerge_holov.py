@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from harness import parity
-from harness.errors import UserError
+from harness.parity import compare
 from methods import holov, prumerge
 from methods.base import ImageView, Signal
+from methods.errors import UserError
 from methods.holov import HoloV
 from methods.prumerge import PruMerge, PruMergePlus
 
@@ -232,7 +232,7 @@ def test_holov_gives_exactly_b_tokens():
 
 @pytest.fixture(scope="module")
 def recorded():
-    return parity._load(GOLDEN)
+    return compare._load(GOLDEN)
 
 
 LABELS = [("prumerge", f"prumerge.{b}") for b in (191, 127, 63, "adaptive")]
@@ -246,7 +246,7 @@ def test_recordings(recorded, method, label):
     vectors = {k: v for k, v in vectors.items() if re.fullmatch(rf"\w+\.{re.escape(label)}\.\d", k)}
     counts = [len(vectors[f"features.{label}.{i}"]) for i in range(4)]
     assert (len(set(counts)) > 1) == (label.endswith("adaptive"))  # unequal in one batch
-    rows = list(parity.check(*recorded, method, vectors))
+    rows = list(compare.check(*recorded, method, vectors))
     assert [(r.label, r.sample, r.agrees) for r in rows] == [(label, i, True) for i in range(4)]
     for row in rows:
         assert row.alone.difference is not None and row.batched.features is not None
@@ -258,8 +258,8 @@ def test_another_feature_is_seen(recorded, row):
     vectors = load_file(GOLDEN / "prumerge/vectors.safetensors")
     vectors = {k: v for k, v in vectors.items() if k.endswith("prumerge.63.3")}
     vectors["features.prumerge.63.3"][row] += 1e-2
-    (found,) = parity.check(model, inputs, "prumerge", vectors)
+    (found,) = compare.check(model, inputs, "prumerge", vectors)
     assert found.alone.kept and found.alone.tokens and not found.agrees
     vectors["features.prumerge.63.3"] = vectors["features.prumerge.63.3"][:-1]
-    (found,) = parity.check(model, inputs, "prumerge", vectors)
+    (found,) = compare.check(model, inputs, "prumerge", vectors)
     assert not found.agrees

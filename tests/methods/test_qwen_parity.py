@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import parity
-from harness.errors import UserError
+from harness.parity import compare
+from methods.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 OWN = "visionzip/qwen"
@@ -26,18 +26,18 @@ PLACES = {
 def recorded(request):
     """(method, vectors, model, inputs)"""
     vectors, model, inputs = (GOLDEN / place for place in PLACES[request.param])
-    return request.param, load_file(vectors), *parity._load_source(model, inputs, qwen=True)
+    return request.param, load_file(vectors), *compare._load_source(model, inputs, qwen=True)
 
 
 def test_every_recording_agrees(recorded):
     method, vectors, model, inputs = recorded
-    rows = list(parity.check(model, inputs, method, vectors))
+    rows = list(compare.check(model, inputs, method, vectors))
     labels = {"holov": 7, "visionzip": 4}[method]
     assert len(rows) == labels * len(inputs) and all(row.agrees for row in rows)
     for row in rows:
         assert row.alone.difference is not None and row.batched is not None
         assert (row.batched.features is None) == (row.label == "vanilla")
-    specs = {parity.setting_of(method, row.label).spec for row in rows}
+    specs = {compare.setting_of(method, row.label).spec for row in rows}
     assert (
         specs
         == {
@@ -57,7 +57,7 @@ def test_a_difference_is_seen(recorded, kind):
     method, vectors, model, inputs = recorded
     label = {"holov": "aligned.r22", "visionzip": "45+5"}[method]
     vectors = {k: v.clone() for k, v in vectors.items() if re.fullmatch(rf"\w+\.{re.escape(label)}\.1", k)}
-    (row,) = parity.check(model, inputs, method, vectors)
+    (row,) = compare.check(model, inputs, method, vectors)
     assert row.agrees
     if kind == "features":
         vectors[f"features.{label}.1"][3] += 1e-2
@@ -66,7 +66,7 @@ def test_a_difference_is_seen(recorded, kind):
             vectors[key] = vectors[key].roll(1)
     else:
         vectors[f"position_ids.{label}.1"][1, 20] += 1
-    (row,) = parity.check(model, inputs, method, vectors)
+    (row,) = compare.check(model, inputs, method, vectors)
     assert not row.agrees and row.alone.tokens and row.alone.kept == (kind == "features")
 
 
@@ -80,7 +80,7 @@ def test_the_released_form_is_another(recorded):
         for key, value in vectors.items()
         if re.fullmatch(r"(greedy|kept|logits)\.r22\.0", key)
     }
-    (row,) = parity.check(model, inputs, method, renamed)
+    (row,) = compare.check(model, inputs, method, renamed)
     assert row.label == "aligned.r22" and not row.alone.kept and not row.agrees
 
 
@@ -90,23 +90,23 @@ def test_command_finds_them(tmp_path, capsys):
     path = tmp_path / "visionzip/qwen/vectors.safetensors"
     few = {k: v for k, v in load_file(path).items() if k.endswith(".15+5.1")}
     save_file(few, path)
-    assert parity.main(tmp_path, ["visionzip"]) == 0
+    assert compare.main(tmp_path, ["visionzip"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^visionzip-qwen +15\+5 +1 .*left out: a single input$", out, re.M)
     assert out.endswith("1 rows, all agree\n")
     few["greedy.15+5.1"] = (few["greedy.15+5.1"] + 1) % 512
     save_file(few, path)
-    assert parity.main(tmp_path, ["visionzip"]) == 1
+    assert compare.main(tmp_path, ["visionzip"]) == 1
     shutil.copy(GOLDEN / "holov/qwen_vectors.safetensors", tmp_path / "visionzip/qwen_vectors.safetensors")
     with pytest.raises(UserError, match="qwen_model: no such folder"):
-        parity.main(tmp_path)
+        compare.main(tmp_path)
     weights = tmp_path / "visionzip/qwen/model.safetensors"
     save_file({k: v for k, v in load_file(weights).items() if "lm_head" not in k}, weights)
     with pytest.raises(UserError, match="do not fit"):
-        parity._load_source(weights.parent, weights.with_name("inputs.safetensors"), qwen=True)
+        compare._load_source(weights.parent, weights.with_name("inputs.safetensors"), qwen=True)
     weights.unlink()
     with pytest.raises(UserError, match="no recorded model"):
-        parity._load_source(weights.parent, weights.with_name("inputs.safetensors"), qwen=True)
+        compare._load_source(weights.parent, weights.with_name("inputs.safetensors"), qwen=True)
 
 
 def test_rates_keep_what_the_recordings_keep(recorded):
@@ -116,5 +116,5 @@ def test_rates_keep_what_the_recordings_keep(recorded):
         thirds = {"33": (1, 3), "22": (2, 9), "11": (1, 9)}
         for label, (a, b) in thirds.items():
             for sample in inputs.values():
-                assert round(parity.RATES[label] * sample.places) == a * sample.places // b
+                assert round(compare.RATES[label] * sample.places) == a * sample.places // b
     assert torch.is_tensor(next(iter(inputs.values())).grid)

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from harness.errors import UserError
 from methods import registry
+from methods.errors import UserError
 
 PLUGIN = '''
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.errors import UserError
 from methods.base import RECEIVED, RECEIVED_KEYS, ImageView
+from methods.errors import UserError
 from methods.holov import TOWER_ORDER, HoloV
 from methods.prumerge import PruMerge, PruMergePlus
 from methods.visionzip import VisionZip

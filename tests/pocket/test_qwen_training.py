@@ -5,13 +5,15 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from backbones.pocket import train_language as llava_language
-from backbones.pocket.drills import drills
-from backbones.pocket.qwen import train_language, train_vision, warm_start
-from backbones.pocket.qwen.dense_tower import run
-from backbones.pocket.qwen.export import export
-from backbones.pocket.qwen.shapes import image_processor, qwen_config, vision_config
-from backbones.pocket.qwen.tokenizer import (
+from harness.pocket.data import documents
+from harness.pocket.data.scenes import render, sample_scene
+from harness.pocket.recipe import train_language as llava_language
+from harness.pocket.recipe.drills import drills
+from harness.pocket.recipe.qwen import train_language, train_vision, warm_start
+from harness.pocket.recipe.qwen.dense_tower import run
+from harness.pocket.recipe.qwen.export import export
+from harness.pocket.recipe.qwen.shapes import image_processor, qwen_config, vision_config
+from harness.pocket.recipe.qwen.tokenizer import (
     CHAT_TEMPLATE,
     IMAGE_END,
     PROMPT_HEAD,
@@ -19,9 +21,7 @@ from backbones.pocket.qwen.tokenizer import (
     build_tokenizer,
     special_ids,
 )
-from backbones.pocket.vision_labels import NAMES
-from harness.pocket8 import documents
-from harness.pocket8.scenes import render, sample_scene
+from harness.pocket.recipe.vision_labels import NAMES
 
 
 def scenes(canvas, number=2, **more):

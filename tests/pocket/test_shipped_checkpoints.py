@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import backbones
-from harness.pocket8 import varied_for
+from harness.pocket.data import varied_for
 from methods.stepprune.training.data import Pocket8
 
 SCENES, MEGABYTES = 6, 40

@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import CLIPVisionModel
 
-from backbones.pocket import train_language, train_vision
-from backbones.pocket.optim import Muon
-from backbones.pocket.shapes import llava_config, vision_config
-from backbones.pocket.tokenizer import INSTRUCTIONS, PROMPT_HEAD, PROMPT_TAIL, build_tokenizer
-from backbones.pocket.vision_labels import NAMES, SIDE, label_image, label_patches
-from harness.pocket8 import documents
-from harness.pocket8.scenes import render, sample_scene
+from harness.pocket.data import documents
+from harness.pocket.data.scenes import render, sample_scene
+from harness.pocket.recipe import train_language, train_vision
+from harness.pocket.recipe.optim import Muon
+from harness.pocket.recipe.shapes import llava_config, vision_config
+from harness.pocket.recipe.tokenizer import INSTRUCTIONS, PROMPT_HEAD, PROMPT_TAIL, build_tokenizer
+from harness.pocket.recipe.vision_labels import NAMES, SIDE, label_image, label_patches
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from harness import pocket8
-from harness.lmms_tasks import Documents
-from harness.lmms_tasks import build as build_task
-from harness.pocket8 import build, documents
-from harness.pocket8.scenes import render
-from harness.sources import flat
-from harness.tasks import BENCHMARKS
+from harness.pocket import data
+from harness.pocket.data import build, documents
+from harness.pocket.data.scenes import render
+from harness.tasks.lmms import Documents
+from harness.tasks.lmms import build as build_task
+from harness.tasks.sources import flat
+from harness.tasks.suites import BENCHMARKS
 
 COLUMNS = {
     "gqa/eval_instructions": (
@@ -68,8 +68,8 @@ def test_varied_images_have_their_scenes_sizes(varied):
 def test_backbones_that_take_any_size_get_varied_canvases(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
     monkeypatch.setenv("POCKET8_HOME", str(tmp_path))
-    square = pocket8.ensure(varied=pocket8.varied_for("llava"))
-    varied = pocket8.ensure(varied=pocket8.varied_for("qwen2_5_vl"))
+    square = data.ensure(varied=data.varied_for("llava"))
+    varied = data.ensure(varied=data.varied_for("qwen2_5_vl"))
     assert {square.name, varied.name} == {p.name for p in tmp_path.iterdir()} == {
         f"v{build.VERSION}", f"v{build.VERSION}-varied"
     }  # fmt: skip

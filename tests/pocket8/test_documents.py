@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from harness.pocket8 import build, documents, facts
-from harness.pocket8.scenes import Scene, Thing, sample_scene
+from harness.pocket.data import build, documents, facts
+from harness.pocket.data.scenes import Scene, Thing, sample_scene
 
 
 def _thing(kind, name, colour, left, top, size="medium", texture="plain", side=42):

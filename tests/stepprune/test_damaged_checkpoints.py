@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from harness.errors import UserError
+from methods.errors import UserError
 from methods.stepprune import checkpoint
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig

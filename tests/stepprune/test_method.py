@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import cli, plan
-from harness.errors import UserError
+from harness.cli import app
+from harness.costs import plan
 from methods import registry
+from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.fast import ChunkedLoop
 from methods.stepprune.gate import LocalDenoiser
@@ -160,9 +161,9 @@ def test_no_checkpoint_for_a_backbone(backbone):
 
 
 def test_a_run_of_all_methods_leaves_it_out_and_naming_it_is_an_error(tiny_checkpoint, tiny_data, tmp_path):
-    from harness.config import RunConfig
-    from harness.session import Session
-    from harness.tasks import parse_tasks
+    from harness.run.config import RunConfig
+    from harness.run.session import Session
+    from harness.tasks.suites import parse_tasks
 
     def session(methods):
         return Session(
@@ -190,7 +191,7 @@ def test_package_counts_as_the_methods_code(tmp_path, monkeypatch):
     import sys
     from pathlib import Path
 
-    from harness.config import source_digest
+    from harness.run.config import source_digest
 
     cls = registry.available()["stepprune"]
     before = source_digest.__wrapped__(cls)
@@ -244,7 +245,7 @@ def test_bench_policy_writes_its_report(tmp_path, capsys):
     report = tmp_path / "bench.json"
     arguments = "bench-policy stepprune --width 32 --text-width 16 --visual-tokens 40 --steps 5 8 --repeats 1"
     assert (
-        cli.main([*arguments.split(), "--dtype", "float32", "--device", "cpu", "--report", str(report)]) == 0
+        app.main([*arguments.split(), "--dtype", "float32", "--device", "cpu", "--report", str(report)]) == 0
     )
     rows = json.loads(report.read_text())["rows"]
     assert [r["steps"] for r in rows] == [5, 8] and all(r["equal"] and r["recorded_ms"] > 0 for r in rows)
@@ -252,19 +253,19 @@ def test_bench_policy_writes_its_report(tmp_path, capsys):
 
 def test_train_wants_one_length_option(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "stepprune", "--out", str(tmp_path / "x.safetensors")])
+        app.main(["train", "stepprune", "--out", str(tmp_path / "x.safetensors")])
     assert stop.value.code == 2 and "--target-tokens" in capsys.readouterr().err
     out = tmp_path / "x.safetensors"
     out.touch()
-    assert cli.main(["train", "stepprune", "--out", str(out), "--target-tokens", "9"]) == 2
+    assert app.main(["train", "stepprune", "--out", str(out), "--target-tokens", "9"]) == 2
     assert "exists" in capsys.readouterr().err
 
 
 def test_command_line_choices_are_the_librarys():
-    from harness import learned
+    from harness.cli.app import policies
     from methods.stepprune.training.scores import AGGREGATIONS
 
-    assert learned.AGGREGATIONS == AGGREGATIONS
+    assert policies.AGGREGATIONS == AGGREGATIONS
 
 
 def test_its_costs_are_planned_without_weights(backbone):

@@ -13,8 +13,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from harness import cli, learned
-from harness.errors import UserError
+from harness.cli import app, policies
+from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig, counts, cut_at
@@ -438,14 +438,14 @@ def test_default_place_of_a_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr(train_module, "train", lambda o: places.append(o.out))
     command = ["train", "stepprune", "--backbone", "some/pocket", "--target-tokens", "8"]
     found = tmp_path / "pocket" / "k8.safetensors"
-    assert cli.main(command) == 0
+    assert app.main(command) == 0
     found.parent.mkdir()
     found.touch()
-    assert cli.main(command) == 0
+    assert app.main(command) == 0
     (found.parent / ".k8.training").mkdir()  # a run of the user's own
-    assert cli.main(command) == 0
-    assert cli.main([*command, "--out", "x.safetensors"]) == 0
-    assert places == [found, learned.LOCAL / "pocket" / "k8.safetensors", found, Path("x.safetensors")]
+    assert app.main(command) == 0
+    assert app.main([*command, "--out", "x.safetensors"]) == 0
+    assert places == [found, policies.LOCAL / "pocket" / "k8.safetensors", found, Path("x.safetensors")]
 
 
 def test_bad_options(tiny_checkpoint, tmp_path):

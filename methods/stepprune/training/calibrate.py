@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
+from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.policy import Policy, counts
 from methods.stepprune.training.objective import Batch, FrozenModel

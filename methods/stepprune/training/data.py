@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from backbones.adapter import Grid
 from backbones.backbone import Backbone
-from harness.errors import UserError
+from backbones.families.family import Grid
+from methods.errors import UserError
 from methods.stepprune.batch import padded
 from methods.stepprune.training.objective import IGNORE, Batch, FrozenModel
 
@@ -42,8 +42,8 @@ class Pocket8:
         self.split, self.questions, self.seed, self.varied = split, questions, seed, varied
 
     def __getitem__(self, index: int) -> Example:
-        from harness.pocket8 import documents
-        from harness.pocket8.scenes import SQUARE, render, sample_scene, varied_canvas
+        from harness.pocket.data import documents
+        from harness.pocket.data.scenes import SQUARE, render, sample_scene, varied_canvas
 
         # an own stream: the backbones were trained on seeds below 200, the benchmark's is a date
         seed = 7_000_000 + self.seed

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.adapter import Grid
 from backbones.families import adapter_for
+from backbones.families.family import Grid
 from methods.stepprune.gate import LocalDenoiser, noise_gate
 from methods.stepprune.policy import Choices, Policy, cut_at, trimmed
 from methods.stepprune.training.scores import Aggregation, expected_length, scores, with_held_length

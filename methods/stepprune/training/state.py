@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from harness.errors import UserError
+from methods.errors import UserError
 
 T = TypeVar("T")
 

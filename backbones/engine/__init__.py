@@ -1,0 +1,1 @@
+"""Putting a pruner on a model by hooks."""

@@ -1,0 +1,1 @@
+"""FLOPs, latency, memory and energy."""

@@ -1,0 +1,213 @@
+"""A method's plan on a backbone of given shape: visual tokens entering each layer, and the method's own work.
+
+The method itself is asked, not a table about it: its `select` and the `select` of its `stages` run on random
+tensors of the true widths, in the engine's order (`backbones.engine.before_llm`,
+`backbones.engine.inside_llm`), with torch's counter around them. What the engine computes on a method's
+behalf (a few rows of attention, keys of a layer not yet run) is counted by formula. A method's sizes follow
+from its budget and not from the values, or else `varies` says so: SparseVLM's recycled clusters are a fixed
+share of what it drops, PruMerge's released rule depends on the image. How many words rate the tokens
+(SparseVLM) does depend on them: all words after the image are taken, the most there can be (a few hundredths
+of a percent of the total).
+
+A method with weights is asked as it would be before training: it may have a method `untrained(width,
+text_width, tokens)` that gives it random weights for those widths (of the tower's features and of the word
+embeddings) and makes it take exactly `tokens` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.base import ImageView, PromptView, Pruner, Selection, Signal, StageView
+from methods.errors import UserError
+
+#: model families whose tower has a CLS token, and no merger
+WITH_CLS = ("llava",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """visual_tokens: entering each of the LLM's layers [L]. grid: rows and columns of visual tokens that the
+    tower sees. projected: visual tokens through the projector. own: MAC of the method's own work. varies: the
+    counts depend on the image, those here are of a random one.
+    """
+
+    visual_tokens: tuple[int, ...]
+    grid: tuple[int, int]
+    projected: int
+    own: int
+    varies: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean over the layers' inputs."""
+        return sum(self.visual_tokens) / len(self.visual_tokens)
+
+    def runs(self) -> str:
+        """`576 x2, 64 x30`: the counts layer by layer."""
+        runs: list[list[int]] = []
+        for n in self.visual_tokens:
+            if runs and runs[-1][0] == n:
+                runs[-1][1] += 1
+            else:
+                runs.append([n, 1])
+        return ", ".join(f"{n} x{layers}" for n, layers in runs)
+
+
+def make(
+    config,
+    pruner: Pruner,
+    grid: tuple[int, int],
+    text_before: int,
+    text_after: int,
+    raters: int | None = None,
+) -> Plan:
+    """The plan of `pruner` for one image of `grid` rows and columns of visual tokens.
+
+    config: of the whole model (Hugging Face's, or `harness.costs.shapes.Shape.config`). text_before,
+    text_after: text tokens around the image. raters: query rows of a stage that chooses them by their values;
+    None: all words after the image. Raises UserError if the method does not suit the shape, and whatever the
+    method raises.
+    """
+    if pruner.acts:
+        pruner.validate(grid[0] * grid[1], config.text_config.num_hidden_layers)
+        has_cls = config.model_type in WITH_CLS
+        if not has_cls and any(s.kind == "cls_query" for s in pruner.reads(has_cls)):
+            raise UserError(f"{pruner.name} reads the tower's CLS token, which this backbone has not")
+        give_weights(config, pruner, grid[0] * grid[1])
+    ask = _Asked(config, pruner, grid, text_before, text_after, raters)
+    first = ask.plan(seed=0)
+    if hasattr(pruner, "untrained"):  # as many tokens as it was told, whatever the image
+        return Plan(*first, varies=False)
+    return Plan(*first, varies=first[:3] != ask.plan(seed=1)[:3])
+
+
+def give_weights(config, pruner: Pruner, visual_tokens: int) -> None:
+    """Random ones, for a method that has weights (its `untrained`), so that it takes as many tokens as its
+    budget says."""
+    if pruner.acts and hasattr(pruner, "untrained"):
+        pruner.untrained(
+            _width(config.vision_config), config.text_config.hidden_size, pruner.count(visual_tokens)
+        )
+
+
+class _Asked:
+    def __init__(self, config, pruner, grid, text_before, text_after, raters):
+        self.config, self.pruner = config, pruner
+        self.has_cls = config.model_type in WITH_CLS
+        self.full, self.text, self.after, self.raters = grid, text_before + text_after, text_after, raters
+        self.llm, self.vision = config.text_config, config.vision_config
+        self.head_dim = (
+            getattr(self.llm, "head_dim", None) or self.llm.hidden_size // self.llm.num_attention_heads
+        )
+
+    def plan(self, seed: int) -> tuple[tuple[int, ...], tuple[int, int], int, int]:
+        """Plan's fields in order, with random values of that seed."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad(), FlopCounterMode(display=False) as meter:
+            grid, n, projected, taps = self._before(generator)
+            counts, rows = self._inside(n, generator)
+        own, odd = divmod(meter.get_total_flops(), 2)
+        if odd:
+            raise ArithmeticError(f"torch counted an odd number of FLOPs for {self.pruner.name}")
+        return tuple(counts), grid, projected, own + taps + rows
+
+    def _before(self, generator) -> tuple[tuple[int, int], int, int, int]:
+        """(grid that the tower sees, visual tokens entering the LLM, visual tokens through the projector, MAC
+        of attention that the engine computes for the method)."""
+        grid = self.pruner.image_grid(self.full) if self.pruner.acts else self.full
+        patches = grid[0] * grid[1]
+        if not self.pruner.selects:
+            return grid, patches, patches, 0
+        width, projected = _width(self.vision), 0
+
+        def project(features: Tensor) -> Tensor:
+            nonlocal projected
+            projected += features.shape[:-1].numel()
+            return _random(generator, *features.shape[:-1], self.llm.hidden_size)
+
+        wanted = self.pruner.reads(self.has_cls)
+        signals = {s: self._signal(s, patches, generator) for s in wanted}
+        pixels = _random(generator, 3, *(14 * n for n in grid))
+        text = _random(generator, self.text, self.llm.hidden_size) if self.pruner.reads_text else None
+        heads = getattr(self.vision, "num_attention_heads", None) or self.vision.num_heads
+        offered = patches + self.has_cls + self.pruner.text_before(self.has_cls)
+        hidden = _random(generator, offered, width)
+        image = ImageView(hidden, grid, heads, pixels, project, signals, text, self.has_cls)
+        (answer,) = self.pruner.select_all([image])
+        n = len(answer.kept)
+        if self.has_cls:
+            return grid, n, projected + (0 if answer.projected else n), 0
+        # the merger is part of the tower's forward pass: it has run on all tokens
+        taps = sum(self._received_macs(s.layer, patches) for s in wanted if s.kind == "received")
+        return grid, n, patches, taps
+
+    def _signal(self, signal: Signal, patches: int, generator) -> Tensor:
+        if signal.kind == "received":
+            return _random(generator, patches).softmax(-1)
+        if signal.kind == "order":
+            return torch.randperm(patches, generator=generator)
+        rows = 1 if signal.kind == "cls_query" else patches + self.has_cls
+        return _random(generator, rows, self.vision.hidden_size)
+
+    def _received_macs(self, layer: int, tokens: int) -> int:
+        """backbones.families.window_tower: the queries of all patches times the keys, in a layer that sees
+        the whole image (attention that a windowed layer gives is not planned for)."""
+        if layer % self.vision.depth not in self.vision.fullatt_block_indexes:
+            raise UserError(f"{self.pruner.name} reads attention of layer {layer}, which sees windows only")
+        return (tokens * self.vision.spatial_merge_size**2) ** 2 * self.vision.hidden_size
+
+    def _inside(self, n: int, generator) -> tuple[list[int], int]:
+        """(visual tokens entering each layer, MAC of the rows of attention that the stages read)."""
+        layers, total = self.llm.num_hidden_layers, n
+        stages = {}
+        if self.pruner.acts:
+            stages = {s.layer: s for s in self.pruner.stages(self.full[0] * self.full[1], layers)}
+        counts, macs = [], 0
+        width = self.llm.hidden_size
+        choosers = {s.rows for s in stages.values() if s.rows is not None}
+        places = {choose: self._rows(choose(self._prompt(n, generator))) for choose in choosers}
+        for layer in range(layers):
+            stage = stages.get(layer)
+            if stage is not None:
+                attention = None
+                if stage.attention is not None:
+                    rows = places[stage.rows] if stage.rows else 1
+                    macs += self._row_macs(rows, n + self.text, stage.attention == "own")
+                    attention = _random(generator, self.llm.num_attention_heads, rows, n).softmax(-1)
+                hidden = _random(generator, n, width)
+                view = StageView(attention, torch.arange(n), total, 1, hidden, torch.arange(n), stage.count)
+                answer: Selection = stage.select(view)
+                n = len(answer.kept)
+            counts.append(n)
+        return counts, macs
+
+    def _prompt(self, n: int, generator) -> PromptView:
+        width = self.llm.hidden_size
+        return PromptView(_random(generator, n, width), _random(generator, self.after, width))
+
+    def _rows(self, chosen: Sequence[int]) -> int:
+        """Query rows of a stage that chooses them: as many as asked for, else all words after the image."""
+        return self.raters if self.raters is not None else max(self.after, len(chosen))
+
+    def _row_macs(self, rows: int, columns: int, own: bool) -> int:
+        """backbones.attention_rows: queries of the rows, their logits; keys of a layer not yet run."""
+        width = self.llm.hidden_size
+        query = self.llm.num_attention_heads * self.head_dim
+        keys = self.llm.num_key_value_heads * self.head_dim * width * columns if own else 0
+        return rows * (width * query + columns * query) + keys
+
+
+def _width(vision) -> int:
+    """Of the features: behind the merger where the tower has one."""
+    return getattr(vision, "out_hidden_size", vision.hidden_size)
+
+
+def _random(generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator)

@@ -1,0 +1,1 @@
+"""Our methods against recordings of released code."""

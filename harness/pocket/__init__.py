@@ -1,0 +1,1 @@
+"""The pocket backbones' data (`data/`) and the recipe that trains them (`recipe/`)."""

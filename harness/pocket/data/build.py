@@ -1,0 +1,217 @@
+"""Writes Pocket-8 as parquet files in the schemas of the eight benchmarks.
+
+There are two sets: on squares of 336 pixels, and on canvases of varied size and aspect ratio, for backbones
+that take any image size.
+
+python -m harness.pocket.data.build            # into the cache folder that `ensure` uses
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from . import documents
+from .documents import Row, pick
+from .facts import CLAIMS
+from .scenes import SQUARE, Scene, render, sample_scene, varied_canvas
+
+#: Part of the folder's name: raise it whenever scenes, questions or schemas change.
+VERSION = 1
+SEED = 20261122
+#: In front of the names of images on varied canvases, and at the end of their folder's.
+VARIED = "varied"
+SPLITS = ("eval", "calibration")
+#: Questions a task in the evaluation split (MMBench counts base questions, MME pairs); calibration has a
+#: quarter.
+QUESTIONS = {
+    "gqa": 240,
+    "mmbench_en": 120,
+    "mmbench_cn": 120,
+    "mme": 128,
+    "pope": 240,
+    "scienceqa": 240,
+    "vqav2": 240,
+    "textvqa": 240,
+}
+#: Documents drawn from one image, as the real sets do.
+PER_IMAGE = {"gqa": 2, "pope": 2, "vqav2": 2}
+#: Columns the task code does not read but the hub's files have.
+_EXTRA: dict[str, Row] = {
+    "gqa": dict(
+        isBalanced=True, groups={"global": "", "local": ""}, entailed="", equivalent="", semanticStr=""
+    ),
+    "scienceqa": dict(
+        task="closed choice",
+        grade="grade2",
+        subject="natural science",
+        category="scenes",
+        skill="look",
+        lecture="",
+        solution="",
+    ),
+    "textvqa": dict(
+        image_width=None,  # the scene's, as is the height
+        image_height=None,
+        flickr_original_url="",
+        flickr_300k_url="",
+        image_classes=["Scene"],
+    ),
+}
+
+
+def _png(scene: Scene, name: str) -> dict[str, object]:
+    data = io.BytesIO()
+    render(scene).save(data, "PNG", compress_level=1)
+    return {"bytes": data.getvalue(), "path": f"{name}.png"}
+
+
+def image_name(task: str, split: str, index: int, varied: bool = False) -> str:
+    """Name of a task's image, as its file has it (`scene_of` is the way back)."""
+    return f"{VARIED}-" * varied + f"{task}-{split}-{index:05d}"
+
+
+def scene_of(name: str) -> Scene:
+    """What is drawn on the image of that name (with or without .png). Raises ValueError for another name."""
+    varied = name.startswith(f"{VARIED}-")
+    task, split, index = name.removesuffix(".png").removeprefix(f"{VARIED}-").split("-")
+    return _scene(task, split, int(index), varied)
+
+
+def _scene(task: str, split: str, index: int, varied: bool) -> Scene:
+    seed = SEED + documents.TASKS.index(task)
+    canvas = varied_canvas(seed, index) if varied else SQUARE
+    return sample_scene(split, seed, index, canvas=canvas)
+
+
+def _groups(task: str, split: str, wanted: int, varied: bool = False):
+    """Yields (image name, scene, rows of one question) until `wanted` questions were made."""
+    stream = documents.TASKS.index(task)
+    made = index = 0
+    while made < wanted:
+        scene = _scene(task, split, index, varied)
+        rng = np.random.default_rng([SEED, stream, index])
+        for _ in range(PER_IMAGE.get(task, 1)):
+            if task == "mme":
+                rows = documents.mme(scene, rng, category=list(CLAIMS)[made % len(CLAIMS)])
+            elif task == "pope":
+                claim = documents.pope(scene, rng)
+                rows = [pick(rng, claim)] if claim else []
+            else:
+                rows = documents.MAKERS[task](scene, rng)
+            if rows and made < wanted:
+                yield image_name(task, split, index, varied), scene, rows
+                made += 1
+        index += 1
+
+
+def _identify(task: str, split: str, row: Row, image: str, question: int, position: int) -> Row:
+    """The id columns of each benchmark."""
+    if task == "gqa":
+        return dict(id=f"{question:07d}", imageId=image)
+    if task.startswith("mmbench"):
+        return dict(index=question + 1 + position * 1_000_000, split="dev")
+    if task == "mme":
+        return dict(question_id=f"{row['category']}/{question:04d}.png")
+    if task == "pope":
+        return dict(id=str(question), question_id=str(question), image_source=image)
+    if task == "vqav2":
+        return dict(image_id=int(image.rsplit("-", 1)[1]), question_id=question)
+    if task == "textvqa":
+        return dict(image_id=image, question_id=question, set_name="val")
+    return {}
+
+
+def _extra(task: str, scene: Scene) -> Row:
+    """`_EXTRA` of a scene's rows, in the order of the columns."""
+    size = dict(image_width=scene.width, image_height=scene.height) if task == "textvqa" else {}
+    return _EXTRA.get(task, {}) | size
+
+
+def _write(rows: list[Row], path: Path) -> None:
+    from datasets import Dataset, Image
+
+    table = Dataset.from_list(rows)
+    if "image" in rows[0]:
+        table = table.cast_column("image", Image())
+    table.to_parquet(str(path))
+
+
+def build(root: Path, progress: bool = True, varied: bool = False) -> Path:
+    """Draw and write every task and split below `root`, `<task>/<split>.parquet` (GQA: `_instructions`,
+    `_images`), on squares or on canvases of varied size.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()  # one bar over the files is enough
+    bar = tqdm(total=len(SPLITS) * len(QUESTIONS), desc="drawing Pocket-8", unit="file", disable=not progress)
+    for split in SPLITS:
+        for task, count in QUESTIONS.items():
+            folder = root / task
+            folder.mkdir(parents=True, exist_ok=True)
+            rows, images = [], {}
+            groups = _groups(task, split, count if split == "eval" else count // 4, varied)
+            for question, (name, scene, group) in enumerate(groups):
+                if name not in images:
+                    images[name] = _png(scene, name)
+                for position, row in enumerate(group):
+                    identified = (
+                        _identify(task, split, row, name, question, position) | row | _extra(task, scene)
+                    )
+                    rows.append(identified if task == "gqa" else identified | {"image": images[name]})
+            if task.startswith("mmbench"):
+                # The hub's files list all first rotations, then all second ones, ...
+                rows.sort(key=lambda r: r["index"])
+            if task == "gqa":
+                _write(rows, folder / f"{split}_instructions.parquet")
+                _write(
+                    [dict(id=name, image=image) for name, image in images.items()],
+                    folder / f"{split}_images.parquet",
+                )
+            else:
+                _write(rows, folder / f"{split}.parquet")
+            bar.update()
+    bar.close()
+    return root
+
+
+def default_root(varied: bool = False) -> Path:
+    """`$POCKET8_HOME`, or a folder in the user's cache; named after VERSION."""
+    home = os.environ.get("POCKET8_HOME")
+    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pocket8"
+    return base / (f"v{VERSION}" + f"-{VARIED}" * varied)
+
+
+def ensure(root: Path | None = None, varied: bool = False) -> Path:
+    """The folder with the data sets; draws them on first use (half a minute), in one atomic step.
+
+    varied: on canvases of varied size instead of squares; both sets live side by side.
+    """
+    root = root or default_root(varied)
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root.parent))
+        try:
+            build(temporary, varied=varied)
+            os.replace(temporary, root)
+        except OSError:
+            if not root.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return root
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw Pocket-8, the eight small data sets.")
+    parser.add_argument("--root", type=Path, default=None)
+    parser.add_argument("--varied", action="store_true", help="canvases of varied size instead of squares")
+    arguments = parser.parse_args()
+    print(ensure(arguments.root, arguments.varied))

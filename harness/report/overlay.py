@@ -1,0 +1,188 @@
+"""`python -m harness overlay`: what each method keeps of an image, drawn over it, with its answer.
+
+A method that takes tokens one after the other (it says so by an attribute `orders`) has them coloured by
+their place in that order. What counts is what is left in the last layer, where FastV and its kin have made
+their cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.tasks.answering import generate_arguments
+from methods.errors import UserError
+
+#: one image in the figure, inches
+SIDE = 2.3
+#: an answer is cut here
+NEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image (PIL, RGB), what is asked about it, and the right answer ("" if unknown)."""
+
+    image: object
+    question: str
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """kept: places of the tokens left, int [K]. order: the step, from 0, at which each of them was chosen
+    (they are ascending then), None if the method has no steps. answer: what the model said."""
+
+    kept: np.ndarray
+    order: np.ndarray | None
+    answer: str
+
+
+def run(
+    backbone_name: str,
+    methods: Sequence[str],
+    budget: int | float,
+    out: Path,
+    images: Sequence[Path] = (),
+    question: str | None = None,
+    device: str = "cpu",
+) -> int:
+    """Draw one row an image (by default a sparse and a dense scene of Pocket-8), one column a method."""
+    from backbones.hub.load import load
+    from backbones.hub.options import LoadOptions
+    from harness.pocket import data
+    from methods import registry
+
+    if images and question is None:
+        raise UserError("--images needs --question, what is asked about them")
+    pruners = [registry.build(spec, budget=budget) for spec in methods]
+    backbone = load(backbone_name, LoadOptions(), device)
+    pictures = [_from_file(path, question or "") for path in images]
+    pictures = pictures or scenes(question, data.varied_for(backbone.family))
+    rows = [[look(backbone, pruner, picture) for pruner in pruners] for picture in pictures]
+    draw(pictures, methods, rows, [grid_of(backbone, p) for p in pictures], out)
+    for picture, row in zip(pictures, rows):
+        said = ", ".join(f"{m} {len(r.kept)} tokens: {r.answer!r}" for m, r in zip(methods, row))
+        print(f"{picture.question.splitlines()[0]} ({picture.answer or 'no answer known'}): {said}")
+    print(out)
+    return 0
+
+
+def scenes(question: str | None, varied: bool = False) -> list[Picture]:
+    """The first scene of Pocket-8's evaluation split with 2 things, and the first with 12."""
+    from itertools import count
+
+    from harness.pocket.data import documents
+    from harness.pocket.data.build import SEED
+    from harness.pocket.data.scenes import SQUARE, render, sample_scene, varied_canvas
+
+    found = []
+    for things in (2, 12):
+        canvases = (varied_canvas(SEED, i) if varied else SQUARE for i in count())
+        drawn = (sample_scene("eval", SEED, i, canvas=canvas) for i, canvas in enumerate(canvases))
+        scene = next(s for s in drawn if len(s.things) == things)
+        row = documents.MAKERS["vqav2"](scene, np.random.default_rng(0))[0]
+        asked = question or documents.prompt("vqav2", row)
+        found.append(Picture(render(scene), asked, "" if question else documents.target("vqav2", row)))
+    return found
+
+
+def look(backbone, pruner, picture: Picture) -> Kept:
+    """What is left of the picture in the last layer, and the answer."""
+    inputs = backbone.inputs([picture.image], [picture.question])
+    with torch.inference_mode(), pruner(backbone.model) as trace:
+        ids = backbone.model.generate(**inputs, **generate_arguments({"max_new_tokens": NEW_TOKENS}))
+        kept = trace.kept[0][-1].cpu() if trace.kept[0] else torch.arange(int(trace.visual_tokens[0, -1]))
+    said = backbone.processor.tokenizer.decode(
+        ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    orders = getattr(pruner, "orders", None)
+    order = None if orders is None else orders[0].cpu().argsort().numpy()
+    made = kept < 0  # CLS, clusters: they have no place in the image
+    printable = "".join(c if c.isprintable() else " " for c in said).strip()
+    return Kept(kept[~made].numpy(), order, printable)
+
+
+def grid_of(backbone, picture: Picture) -> tuple[int, int]:
+    """Rows and columns of the picture's visual tokens."""
+    inputs = backbone.inputs([picture.image], [picture.question])
+    if "image_grid_thw" in inputs:
+        merge = backbone.model.config.vision_config.spatial_merge_size
+        return tuple(int(n) // merge for n in inputs["image_grid_thw"][0, 1:])
+    side = round(backbone.num_visual_tokens**0.5)
+    return side, side
+
+
+def draw(
+    pictures: Sequence[Picture],
+    methods: Sequence[str],
+    rows: Sequence[Sequence[Kept]],
+    grids: Sequence[tuple[int, int]],
+    out: Path,
+) -> None:
+    """Write the figure. What is dropped is faded; an order is coloured from dark (first) to bright (last)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = len(methods) + 1
+    figure, axes = plt.subplots(
+        len(pictures), columns, figsize=(SIDE * columns, (SIDE + 0.5) * len(pictures)), squeeze=False
+    )
+    for picture, row, grid, line in zip(pictures, rows, grids, axes):
+        pixels = np.asarray(picture.image.convert("RGB")) / 255
+        line[0].imshow(pixels)
+        line[0].set_title(_wrapped(picture.question.splitlines()[0]), fontsize=7)
+        line[0].set_xlabel(picture.answer, fontsize=7)
+        for axis, method, found in zip(line[1:], methods, row):
+            axis.imshow(_faded(pixels, found.kept, grid))
+            if found.order is not None:
+                axis.imshow(_coloured(found, grid), extent=(0, pixels.shape[1], pixels.shape[0], 0))
+            axis.set_title(f"{method}: {len(found.kept)} tokens", fontsize=7)
+            axis.set_xlabel(found.answer, fontsize=7)
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=130)
+    plt.close(figure)
+
+
+def _faded(pixels: np.ndarray, kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The image, nearly white where its tokens were dropped."""
+    left = np.zeros(grid, bool)
+    left.flat[kept] = True
+    rows = np.arange(pixels.shape[0]) * grid[0] // pixels.shape[0]
+    columns = np.arange(pixels.shape[1]) * grid[1] // pixels.shape[1]
+    return np.where(left[rows][:, columns, None], pixels, 0.85 + 0.15 * pixels)
+
+
+def _coloured(found: Kept, grid: tuple[int, int]) -> np.ndarray:
+    """RGBA, one pixel a token: the order of choice over the tokens kept."""
+    import matplotlib
+
+    layer = np.zeros((*grid, 4))
+    places = found.order / max(1, len(found.order) - 1)
+    layer.reshape(-1, 4)[np.sort(found.kept)] = matplotlib.colormaps["plasma"](places, alpha=0.45)
+    return layer
+
+
+def _wrapped(text: str) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, 38)[:3])
+
+
+def _from_file(path: Path, question: str) -> Picture:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Picture(Image.open(path).convert("RGB"), question)
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error

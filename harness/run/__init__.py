@@ -1,0 +1,1 @@
+"""A run: its cells, where they are computed, and what is kept."""

@@ -1,0 +1,109 @@
+"""Compute cells here: in this process, or in the processes that a launcher started together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from harness.run.config import Cell, Method, RunConfig
+from harness.run.processes import ALONE, Processes
+from harness.run.session import Session
+from harness.store import journal
+
+if TYPE_CHECKING:
+    from harness.run.sweep import Seat
+
+
+class LocalEngine:
+    """session: what the cells share. Making one raises UserError as Session does."""
+
+    def __init__(self, config: RunConfig, team: Processes = ALONE):
+        self.session, self.team = Session(config), team
+
+    def compute(self, todo: Sequence[Cell], say: Callable[[str], None]) -> Iterator[dict]:
+        """Answer and score the cells, task by task; yields each record once it is on disk, in the first
+        process."""
+        if not todo:
+            return
+        from tqdm import tqdm
+
+        from harness.run import score_cell
+
+        hidden = None if self.team.first else True  # None: hidden where there is no terminal
+        with tqdm(total=len(todo), desc="cells", unit="cell", position=0, disable=hidden) as overall:
+            for documents in self.session.documents:
+                cells = [c for c in todo if c.benchmark is documents.benchmark]
+                if not cells:
+                    continue
+                seats = self._answered(documents, cells, hidden)
+                if not self.team.first:
+                    continue
+                for seat in seats:
+                    yield score_cell.close(
+                        self.session, seat, self.session.task(documents), documents, self.team.size
+                    )
+                    overall.update()
+
+    def _answered(self, documents, cells: Sequence[Cell], hidden: bool | None) -> list[Seat]:
+        """The cells' seats with all answers in their journals (in the first process), or with an error."""
+        from tqdm import tqdm
+
+        from harness.run.sweep import answer_all
+
+        session, team = self.session, self.team
+        task = session.task(documents)
+        rank = team.rank if team.size > 1 else None
+        seats = session.seats(documents, cells, session.config.out, rank)
+        questions = list(map(seats[0].model.question, task.instances))
+        pending = sum(len(s.model.missing(questions)) for s in seats)
+        title = documents.benchmark.title
+        with tqdm(total=pending, desc=title, unit="answer", position=1, leave=False, disable=hidden) as inner:
+
+            def progress(seat: Seat, answers: int) -> None:
+                method = seat.cell.method
+                inner.set_postfix_str(f"{method.spec} {method.budget or ''}", refresh=False)
+                inner.update(answers)
+
+            answer_all(
+                session.backbone,
+                task,
+                seats,
+                session.config.batch_size,
+                time.perf_counter,
+                progress,
+                part=(team.rank, team.size),
+            )
+        if team.size > 1:
+            _bring_together(seats, team, session.config)
+        return seats
+
+    def measure(self, methods: Sequence[Method]) -> list[dict]:
+        """FLOPs and latency of the methods, vanilla first (see `measure_costs.measure`)."""
+        from tqdm import tqdm
+
+        from harness.run import measure_costs
+
+        session = self.session
+        total = session.config.latency_repeats * len(methods)
+        with tqdm(total=total, desc="latency", unit="prefill", disable=None) as bar:
+            probes = measure_costs.choose(session.probes())
+            return measure_costs.measure(session.config, session.backbone, methods, probes, bar.update)
+
+
+def _bring_together(seats: Sequence[Seat], team: Processes, config: RunConfig) -> None:
+    """Everybody's answers and reports into the first process's journals and seats."""
+    everybody = team.gather([asdict(seat.report) for seat in seats])
+    if not team.first:
+        return
+    from harness.run.sweep import Report
+
+    for place, seat in enumerate(seats):
+        for reports in everybody[1:]:
+            seat.report.add(Report(**reports[place]))
+        path = seat.cell.journal_path(config.out)
+        problems = list(journal.mend(path))
+        if problems:
+            raise OSError(" ".join(problems))
+        seat.model.journal = journal.Journal(path)

@@ -1,0 +1,200 @@
+"""Run the cells that are not done yet, measure efficiency, and write the leaderboard."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from harness.run import processes
+from harness.run.config import Cell, Method, RunConfig
+from harness.run.local import LocalEngine
+from harness.run.lock import only_run
+from harness.run.processes import ALONE, Processes
+from harness.run.session import Session
+from harness.store import atomic, journal, records
+from methods.errors import UserError
+
+
+class Engine(Protocol):
+    """Where cells are computed. session: what the run's cells share."""
+
+    session: Session
+
+    def compute(self, todo: Sequence[Cell], say: Callable[[str], None]) -> Iterator[dict]:
+        """Answer and score the cells; yields each record once it is on disk."""
+        ...
+
+    def measure(self, methods: Sequence[Method]) -> list[dict]:
+        """FLOPs and latency of the methods, vanilla first (see `efficiency.measure`)."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """What a run did: the cells' and the efficiency records in table order, how many cells were re-used and
+    computed, the records of what failed, and a line for each method that could not do a budget."""
+
+    cells: list[dict]
+    efficiency: list[dict]
+    reused: int
+    computed: int
+    failed: list[dict]
+    left_out: list[str]
+
+
+def run(config: RunConfig, say: Callable[[str], None] = print) -> int:
+    """The whole of `run_all.py`. Returns 0, or 1 if a cell failed or was left out. Raises UserError for bad
+    input."""
+    with processes.joined() as team, contextlib.ExitStack() as held:
+        if not team.first:
+            say = _nothing
+        team.agreed(lambda: _claim(config.out, held), by_first=True)
+        engine = team.agreed(lambda: _start(config, team, held))
+        for line in engine.session.left_out:
+            say(f"LEFT OUT {line}")
+        for line in engine.session.unavailable:
+            say(f"not available here: {line}")
+        outcome = complete(engine, say, team)
+        return team.gather(_publish(engine.session, outcome, say) if outcome else 0)[0]
+
+
+def _nothing(line: str) -> None:
+    """What the processes other than the first say."""
+
+
+def _claim(out: Path, held: contextlib.ExitStack) -> None:
+    check_writable(out)
+    held.enter_context(only_run(out))
+
+
+def _start(config: RunConfig, team: Processes, held: contextlib.ExitStack) -> Engine:
+    if config.engine == "local":
+        return LocalEngine(config, team)
+    if team.size > 1:
+        raise UserError("--engine ray starts its own processes; run it without accelerate launch or torchrun")
+    from harness.run.ray_cluster import RayEngine
+
+    return held.enter_context(contextlib.closing(RayEngine(config)))
+
+
+def _publish(session: Session, outcome: Outcome, say: Callable[[str], None]) -> int:
+    """Write the tables and figures and sum up; the exit code."""
+    from harness.report import leaderboard
+
+    out = session.config.out
+    say("\n" + leaderboard.publish(session, outcome))
+    say(f"\nIn {out}: leaderboard.md, leaderboard.csv, and figures of what prunes")
+    for record in outcome.cells:
+        reduced = record.get("run", {}).get("batch_size_reduced_to")
+        if reduced:
+            say(f"memory ran out: {_name(record)} was answered in batches of {reduced}")
+    for failure in outcome.failed[:10]:
+        say(f"FAILED {_name(failure)}: {failure['error'].strip().splitlines()[-1]}")
+    if len(outcome.failed) > 10:
+        say(f"... and {len(outcome.failed) - 10} more; the records hold the tracebacks")
+    return 1 if outcome.failed or outcome.left_out else 0
+
+
+def _name(record: dict) -> str:
+    method = record["method"]
+    return f"{record['task']} / {method['spec']} / {method['budget']}"
+
+
+def check_writable(out: Path) -> None:
+    """UserError unless files can be made in `out` (made if missing)."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {out} ({error.strerror}); choose another folder with --out"
+        ) from error
+
+
+def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE) -> Outcome | None:
+    """Compute what is missing; every record of the run. None in all processes but the first."""
+    session = engine.session
+    config = session.config
+    team.agreed(lambda: len(session.cells), by_first=True)  # draws Pocket-8 if need be
+    cells = session.cells
+    found: dict[str, dict | None] = {}
+
+    def prepare() -> list[str]:
+        found.update(_prepare(cells, config, say))
+        return [c.key for c in cells if found[c.key] is None]
+
+    keys = set(team.agreed(prepare, by_first=True))
+    todo = [c for c in cells if c.key in keys]
+    team.agreed(lambda: _check_equal(len(todo), len(keys)))
+    reused = len(cells) - len(todo)
+    say(
+        f"{len(cells)} cells ({len(session.documents)} tasks x {len(session.methods)} methods and budgets): "
+        f"{reused} finished earlier in {config.out} are re-used, {len(todo)} to compute"
+        + (f", by {team.size} processes" if team.size > 1 else "")
+    )
+    for record in engine.compute(todo, say):
+        found[record["key"]] = record
+    if not team.first:
+        return None
+    efficiency = _efficiency(engine, say)
+    ordered = [found[c.key] for c in cells]
+    failed = [r for r in (*ordered, *efficiency) if r["status"] == "failed"]
+    return Outcome(ordered, efficiency, reused, len(todo), failed, session.left_out)
+
+
+def _prepare(cells: Sequence[Cell], config: RunConfig, say: Callable[[str], None]) -> dict[str, dict | None]:
+    """Each cell's finished record, None where there is none; what a killed run or a damaged disk left behind
+    is put right, and `say` told."""
+    for path in atomic.remove_unfinished(config.out):
+        say(f"removed {path}: a run was killed while it wrote this; nothing else was lost")
+    found: dict[str, dict | None] = {}
+    for cell in cells:
+        record = None
+        if not config.fresh:
+            record = records.read_or_move_aside(cell.record_path(config.out), say)
+        found[cell.key] = record if record and record["status"] == "done" else None
+        if config.fresh:
+            journal.remove(cell.journal_path(config.out))
+        elif found[cell.key] is None:
+            for line in journal.mend(cell.journal_path(config.out)):
+                say(line)
+    return found
+
+
+def _check_equal(mine: int, wanted: int) -> None:
+    if mine != wanted:
+        raise UserError(
+            "the processes do not agree on the cells: they must have the same packages, checkpoint and data"
+        )
+
+
+def _efficiency(engine: Engine, say: Callable[[str], None]) -> list[dict]:
+    """One record a method: read if there, else measured together with vanilla in one interleaved session."""
+    from harness.run import measure_costs as efficiency
+
+    session = engine.session
+    config = session.config
+    paths = {m: efficiency.record_path(config.out, m, efficiency.key(session, m)) for m in session.methods}
+    found = {} if config.fresh else {m: records.read_or_move_aside(p, say) for m, p in paths.items()}
+    missing = [m for m in session.methods if not found.get(m) or found[m]["status"] != "done"]
+    if missing:
+        vanilla = session.methods[0]
+        together = [vanilla, *(m for m in missing if m is not vanilla)]
+        for method, result in zip(together, engine.measure(together)):
+            if method in missing:
+                found[method] = {
+                    **session.header(),
+                    "kind": "efficiency",
+                    "status": "failed" if "error" in result else "done",
+                    "task": "efficiency",
+                    "method": {"spec": method.spec, "name": method.name, "budget": method.budget},
+                    **result,
+                }
+                records.write(paths[method], found[method])
+    return [found[m] for m in session.methods]

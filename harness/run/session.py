@@ -1,0 +1,211 @@
+"""What the cells of one run share: the loaded backbone, the resolved methods, the documents and the task
+objects.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from harness.run.config import Cell, Method, RunConfig, build_pruner, make_cell, method_at
+from harness.store import records
+from harness.store.journal import Journal
+from methods.errors import UserError
+
+
+class Session:
+    """Everything that is loaded once. Making one raises UserError for whatever is wrong with the
+    configuration.
+
+    left_out: one line each for the methods that cannot do a budget on this backbone, while others can.
+    unavailable: one line each for the methods that lack something on this backbone (a checkpoint), in a run
+    of all methods; naming such a method raises UserError.
+    """
+
+    def __init__(self, config: RunConfig):
+        from harness.tasks.quiet import prepare_environment
+
+        prepare_environment(offline=not config.load.download)
+        from safetensors import SafetensorError
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.config = config
+        if not config.suite.synthetic:
+            self.sources  # noqa: B018  missing data shows before a large model is read
+        try:
+            self.backbone = self._load()
+        except SafetensorError as error:
+            raise UserError(
+                f"checkpoint {config.backbone}: a safetensors file is damaged ({error}); restore it or "
+                "download it anew"
+            ) from error
+        self.described = self.backbone.describe()
+        self.methods = self._methods()
+        self.device_name = device_name(config.device)
+
+    def _load(self):
+        from backbones.hub.load import load
+
+        config = self.config
+        return load(config.backbone, config.load, config.device, config.dtype)
+
+    def pruner(self, method: Method):
+        """A fresh pruner object of the method."""
+        return build_pruner(method)
+
+    def _methods(self) -> list[Method]:
+        """Every method at every budget, vanilla (the reference of all ratios) first, each checked against the
+        backbone. Raises UserError if nothing but vanilla is left.
+        """
+        from methods import registry
+
+        specs, named = list(self.config.methods), True
+        if specs == ["all"]:
+            specs, named = list(registry.available()), False
+        specs = ["vanilla", *(s for s in specs if s != "vanilla")]
+        tokens, layers = self.backbone.num_visual_tokens, self.backbone.num_layers
+        methods: list[Method] = []
+        self.left_out: list[str] = []
+        self.unavailable: list[str] = []
+        for budget in self.config.budgets:
+            registry.build("vanilla", budget).check_budget(tokens)  # what no method can have is bad input
+            for spec in specs:
+                method = method_at(spec, budget, self.config.seed)
+                pruner = self.pruner(method)
+                try:
+                    pruner.validate(tokens, layers)
+                except UserError as error:
+                    self.left_out.append(f"{method.spec} at {budget}: {error}")
+                    refused = error
+                    continue
+                try:
+                    needed = pruner.resources(self.backbone.model)
+                except UserError as error:
+                    if named:
+                        raise
+                    self.unavailable.append(f"{method.spec} at {budget}: {error}")
+                    continue
+                method = replace(method, parameters={**method.parameters, **needed})
+                if method not in methods:
+                    methods.append(method)
+        if self.left_out and len(methods) == 1:
+            raise refused
+        return methods
+
+    def header(self) -> dict:
+        """The part of every record that says where it comes from."""
+        config = self.config
+        return {
+            "schema_version": records.SCHEMA_VERSION,
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "git_commit": records.git_commit(),
+            "packages": records.package_versions(),
+            "backbone": {"name": config.backbone, **self.described},
+            "device": {"kind": config.device.partition(":")[0], "name": self.device_name},
+            "dtype": config.dtype,
+            "seed": config.seed,
+        }
+
+    @functools.cached_property
+    def sources(self) -> list:
+        """The files of each benchmark, in table order (harness.tasks.sources.Source)."""
+        from harness.pocket.data import varied_for
+        from harness.tasks.sources import locate
+
+        config = self.config
+        varied = config.suite.synthetic and varied_for(self.described["family"])
+        return [locate(config.suite, b, config.data, config.load.download, varied) for b in config.benchmarks]
+
+    @functools.cached_property
+    def documents(self) -> list:
+        """The slice of each benchmark, in table order (harness.tasks.lmms.Documents)."""
+        from harness.tasks.lmms import Documents
+
+        config = self.config
+        return [Documents(b, s, config.limit_of(b)) for b, s in zip(config.benchmarks, self.sources)]
+
+    @functools.cached_property
+    def cells(self) -> list[Cell]:
+        return [
+            make_cell(self.config, self.described, d.benchmark, m, d)
+            for d in self.documents
+            for m in self.methods
+        ]
+
+    @functools.cache  # noqa: B019  a session lives as long as the run
+    def task(self, documents):
+        """The benchmark's lmms-eval task with its requests built; one a benchmark, shared by all cells."""
+        from harness.tasks import lmms
+        from harness.tasks.quiet import silenced
+
+        task = lmms.build(documents)
+        with silenced():
+            task.build_all_requests()
+        return task
+
+    def model(self, documents, pruner=None, journal: Journal | None = None, identity: str = ""):
+        """lmms-eval's view of backbone and pruner over these documents."""
+        from harness.tasks.pruned_model import PrunedModel
+
+        model = PrunedModel(
+            self.backbone,
+            pruner,
+            journal,
+            identity={"cell": identity},
+            batch_size=self.config.batch_size,
+            max_new_tokens=self.config.token_cap,
+            blind=self.config.blind,
+            row_of=lambda task, doc_id: documents.numbers[doc_id],
+            image_of=lambda task, doc_id: documents.image_ids[doc_id],
+        )
+        task = self.task(documents)
+        model.task_dict[task.config.task] = task.dataset
+        return model
+
+    def seats(self, documents, cells: Sequence[Cell], out: Path, rank: int | None = None) -> list:
+        """The cells' places in a sweep over `documents`, with their journals below `out`.
+
+        rank: of the process, where several answer the cells together.
+        """
+        from harness.run.sweep import Seat
+
+        seats = []
+        for cell in cells:
+            journal = Journal(cell.journal_path(out), rank)
+            seats.append(
+                Seat(cell, self.model(documents, build_pruner(cell.method), journal, cell.answers_key))
+            )
+        return seats
+
+    def probes(self) -> list:
+        """Every question of the run, as candidates for the efficiency measurements."""
+        from harness.run.measure_costs import Probe
+
+        probes = []
+        for documents in self.documents:
+            model = self.model(documents)
+            for request in self.task(documents).instances:
+                q = model.question(request)
+                inputs = functools.partial(model.inputs, [request])
+                probes.append(Probe(documents.benchmark.name, q.row, q.text, q.image, inputs))
+        return probes
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's and how many threads torch uses."""
+    import torch
+
+    if device.partition(":")[0] == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,143 @@
+"""Answer one benchmark for many cells at once, sharing what they have in common.
+
+Order of computation: batches of questions grouped by image; for each batch the images are decoded and
+preprocessed once, and each cell's pruner answers it in turn inside of the backbone's vision cache, so the
+vision tower runs once an image for all methods that read the same tower output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from harness.run import out_of_memory
+from harness.run.config import Cell
+from harness.store.journal import Answer
+from harness.tasks.answering import Question, batches
+from harness.tasks.pruned_model import PrunedModel
+from methods.errors import UserError
+
+#: enough for a batch of every family's images and all signals; older images go first
+VISION_CACHE_BYTES = 2 << 30
+
+
+@dataclass
+class Report:
+    """How answering a cell went: seconds spent in it, answers computed, the traceback if it failed, and the
+    batch size that it came down to because memory ran out (None: it did not).
+    """
+
+    seconds: float = 0.0
+    computed: int = 0
+    error: str | None = None
+    reduced: int | None = None
+
+    def add(self, other: Report) -> None:
+        """Take in what another process did for the cell at the same time."""
+        self.seconds = max(self.seconds, other.seconds)
+        self.computed += other.computed
+        self.error = self.error or other.error
+        self.reduced = min((r for r in (self.reduced, other.reduced) if r), default=None)
+
+
+@dataclass
+class Seat:
+    """A cell in the sweep, its adapter, and how it went."""
+
+    cell: Cell
+    model: PrunedModel
+    report: Report = field(default_factory=Report)
+
+
+def answer_all(
+    backbone,
+    task,
+    seats: Sequence[Seat],
+    batch_size: int,
+    clock: Callable[[], float],
+    progress: Callable[[Seat, int], None] = lambda seat, answers: None,
+    cache_bytes: int | None = VISION_CACHE_BYTES,
+    part: tuple[int, int] = (0, 1),
+) -> None:
+    """Fill the seats' journals with every missing answer of this part; `progress` hears how many were tried.
+
+    Otherwise as `answered`.
+    """
+    for seat, tried, _ in answered(backbone, task, seats, batch_size, clock, cache_bytes, part):
+        progress(seat, tried)
+
+
+def answered(
+    backbone,
+    task,
+    seats: Sequence[Seat],
+    batch_size: int,
+    clock: Callable[[], float],
+    cache_bytes: int | None = VISION_CACHE_BYTES,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[Seat, int, list[Answer]]]:
+    """Compute the seats' missing answers batch by batch and journal them; yields each seat that had its turn,
+    how many questions it was asked, and its answers (fewer if it failed).
+
+    task: a lmms-eval task whose requests are built. cache_bytes None: no vision cache. part: (i, n), for
+    every n-th batch beginning with the i-th; n processes that start from equal journals share the work so.
+
+    Out of memory: the seat's batches are halved, down to one question. A cell is abandoned on its first other
+    exception (its `error` holds the traceback); the others go on. UserError and interrupts pass through.
+    """
+    requests = list(task.instances)
+    for seat in seats:
+        seat.model.task_dict[task.config.task] = task.dataset
+    questions = [seats[0].model.question(r) for r in requests]
+    missing = [set(seat.model.missing(questions)) for seat in seats]
+    wanted = sorted(set().union(*missing))
+    first, step = part
+    cache = backbone.vision_cache(cache_bytes) if cache_bytes is not None else contextlib.nullcontext()
+    with cache:
+        for batch in batches([questions[i] for i in wanted], batch_size)[first::step]:
+            places = [wanted[i] for i in batch]
+            prepared = _Prepared(requests, places)
+            for seat, lacking in zip(seats, missing):
+                todo = [p for p in places if p in lacking]
+                if seat.report.error or not todo:
+                    continue
+                start = clock()
+                answers = _answer(seat, questions, todo, prepared)
+                seat.report.seconds += clock() - start
+                seat.report.computed += len(answers)
+                yield seat, len(todo), answers
+
+
+class _Prepared:
+    """Model inputs of a batch's places, made when first asked for and shared by the seats."""
+
+    def __init__(self, requests: Sequence, places: list[int]):
+        self._requests, self._places, self._inputs = requests, places, None
+
+    def inputs(self, model: PrunedModel, places: list[int]) -> dict:
+        if places != self._places:  # resumed in the middle of a batch, or memory ran out
+            return model.inputs([self._requests[p] for p in places])
+        self._inputs = self._inputs or model.inputs([self._requests[p] for p in places])
+        return dict(self._inputs)
+
+
+def _answer(seat: Seat, questions: Sequence[Question], todo: list[int], prepared: _Prepared) -> list[Answer]:
+    """Answer `todo` in as large pieces as memory holds; sets the seat's error if one alone does not fit."""
+    answers: list[Answer] = []
+    while len(answers) < len(todo):
+        piece = todo[len(answers) :][: seat.report.reduced]
+        try:
+            answers += seat.model.answer([questions[p] for p in piece], prepared.inputs(seat.model, piece))
+        except UserError:
+            raise
+        except Exception as error:
+            if len(piece) == 1 or not out_of_memory.is_out_of_memory(error):
+                seat.report.error = traceback.format_exc(limit=-4)
+                return answers
+            seat.report.reduced = len(piece) // 2
+        else:
+            continue
+        out_of_memory.release()
+    return answers

@@ -1,0 +1,120 @@
+"""Generate the answers to one batch of questions with one pruner on. Knows nothing of lmms-eval or files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.store.journal import Answer
+
+# Keys that tasks put among the generation settings and generate() does not take.
+_NOT_FOR_GENERATE = ("until", "image_aspect_ratio", "image_sizes", "modalities")
+# TextVQA sets no limit of its own; this is what lmms-eval's HF adapters use then.
+_DEFAULT_NEW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Question:
+    """One document as the model is asked it: `row` in the file, `text` after the image, `image` an identity
+    (equal for equal images), `generation` the task's settings with the run's cap applied."""
+
+    row: int
+    text: str
+    image: str
+    generation: Mapping[str, object]
+
+    @property
+    def prompt(self) -> str:
+        """Digest of everything in the question that the answer depends on, but the image."""
+        body = json.dumps([self.text, self.generation], sort_keys=True, default=str)
+        return hashlib.sha256(body.encode()).hexdigest()[:12]
+
+
+def capped(generation: Mapping[str, object], max_new_tokens: int | None) -> dict[str, object]:
+    """The task's generation settings (a copy: lmms-eval shares the dict) with the run's cap on new tokens."""
+    settings = dict(generation)
+    own = int(settings.get("max_new_tokens") or _DEFAULT_NEW_TOKENS)
+    settings["max_new_tokens"] = own if max_new_tokens is None else min(own, max_new_tokens)
+    return settings
+
+
+def generate_arguments(generation: Mapping[str, object]) -> dict[str, object]:
+    """Arguments for `generate()`. Greedy settings drop those of sampling, which silences its warnings."""
+    arguments = {k: v for k, v in generation.items() if k not in _NOT_FOR_GENERATE}
+    if not arguments.get("do_sample") and not (arguments.get("temperature") or 0) > 0:
+        arguments.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+    else:
+        arguments["do_sample"] = True
+    return arguments
+
+
+def batches(questions: Sequence[Question], size: int) -> list[list[int]]:
+    """Positions in `questions`, in batches of at most `size`.
+
+    Questions on one image stand together (its features are computed once and shared), images with long
+    prompts come first, and prompts of about equal length meet in a batch (less padding; a batch that does not
+    fit in memory fails at once).
+    """
+    longest: dict[str, int] = {}
+    for q in questions:
+        longest[q.image] = max(longest.get(q.image, 0), len(q.text))
+    order = sorted(
+        range(len(questions)),
+        key=lambda i: (
+            json.dumps(questions[i].generation, sort_keys=True, default=str),
+            -longest[questions[i].image],
+            questions[i].image,
+            -len(questions[i].text),
+            i,
+        ),
+    )
+    result: list[list[int]] = []
+    for i in order:
+        if (
+            result
+            and len(result[-1]) < size
+            and questions[result[-1][0]].generation == questions[i].generation
+        ):
+            result[-1].append(i)
+        else:
+            result.append([i])
+    return result
+
+
+def answer(backbone, pruner, questions: Sequence[Question], inputs: Mapping[str, object]) -> list[Answer]:
+    """Answers to one batch, in order.
+
+    inputs: what `backbone.inputs` made of the same questions (left-padded, [B, n]). pruner: a
+    methods.base.Pruner. Exceptions pass through: an answer that could not be computed must never count as an
+    empty one.
+    """
+    import torch
+
+    settings = questions[0].generation
+    tokenizer = backbone.processor.tokenizer
+    with torch.inference_mode(), pruner(backbone.model) as trace:
+        ids = backbone.model.generate(**inputs, **generate_arguments(settings))
+        visual = trace.visual_tokens.tolist()
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    image_places = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(1).tolist()
+    until = settings.get("until") or []
+    answers = []
+    for i, question in enumerate(questions):
+        text = tokenizer.decode(new[i], skip_special_tokens=True)
+        for stop in [until] if isinstance(until, str) else until:
+            text = text.split(stop)[0]
+        answers.append(
+            Answer(
+                row=question.row,
+                prompt=question.prompt,
+                text=text.strip(),
+                input_tokens=int(lengths[i]),
+                image_tokens=int(image_places[i]),
+                output_tokens=int((new[i] != tokenizer.pad_token_id).sum()),
+                visual_tokens=tuple(visual[i]),
+            )
+        )
+    return answers
