@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from backbones.engine.before_llm import ImageSide
-from backbones.engine.cut import Layout, Move, cut, gather, layout_of
 from backbones.engine.inside_llm import LayerSide, Prompt
 from backbones.engine.trace import Trace
 from backbones.families import adapter_for
 from backbones.families.family import Grid, Images
+from backbones.layout import Layout, Move, cut, gather, layout_of
 from methods.base import ImageView, Pruner, Selection
 
 _busy: weakref.WeakSet[nn.Module] = weakref.WeakSet()

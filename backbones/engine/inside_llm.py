@@ -12,8 +12,8 @@ from transformers.masking_utils import create_causal_mask
 
 from backbones.attention_rows import attention_rows, layer_keys
 from backbones.engine.before_llm import check
-from backbones.engine.cut import Layout, cut, gather
 from backbones.families.family import Adapter
+from backbones.layout import Layout, cut, gather
 from methods.base import PromptView, Pruner, Stage, StageView
 
 Rotary = tuple[Tensor, Tensor]

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from backbones.engine.cut import Layout, Move
+from backbones.layout import Layout, Move
 from methods.base import Signal
 
 Grid = tuple[int, int]

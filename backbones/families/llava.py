@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.engine.cut import Layout, Move
-from backbones.engine.vision_cache import tapped
+from backbones.families.clip_taps import tapped
 from backbones.families.family import Grid, Images
+from backbones.layout import Layout, Move
 from methods.base import Signal
 from methods.errors import UserError
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from backbones.engine.cut import Layout, Move, gather
 from backbones.families.family import Grid, Images
 from backbones.families.window_tower import resized, tapped
+from backbones.layout import Layout, Move, gather
 from methods.base import Signal
 from methods.errors import UserError
 
