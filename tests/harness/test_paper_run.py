@@ -11,13 +11,13 @@ import pytest
 from backbones.hub.load import SYSTEM_SENTENCE
 from harness.cli import app
 from harness.store import records
+from harness.tasks import comparable
 from harness.tasks.suites import (
     BENCHMARKS,
     EIGHT,
     PAPER,
     POCKET8,
     averaged,
-    comparable,
     paper_columns,
     parse_suite,
     pocket_columns,
