@@ -13,7 +13,6 @@ from harness.check.registry import label
 from harness.costs import shapes
 from harness.published import Accuracy, Registry, Row, half_unit
 from harness.tasks.bootstrap import resampled_sums
-from harness.tasks.scoring import statistic
 from harness.tasks.suites import BENCHMARKS
 
 LEVEL, RESAMPLES = 0.95, 4000
@@ -77,7 +76,7 @@ def _not_paired(record: Mapping, other: Mapping) -> str | None:
 
 def _draws(record: Mapping, seed: int) -> np.ndarray:
     """Scores of the resamples, [RESAMPLES]; equal seeds draw equal clusters."""
-    function = statistic(BENCHMARKS[record["task"]].scoring)
+    function = BENCHMARKS[record["task"]].scoring.statistic
     return function(resampled_sums(units_of(record), RESAMPLES, seed))
 
 

@@ -16,7 +16,6 @@ from harness.costs import shapes
 from harness.costs.closed_form import closed_form_head, closed_form_layer
 from harness.store import records
 from harness.tasks.bootstrap import Units, interval
-from harness.tasks.scoring import statistic
 from harness.tasks.suites import BENCHMARKS, averaged
 from methods.errors import UserError
 
@@ -173,7 +172,7 @@ def _agree(
 
 def _cell(where: str, record: Mapping) -> Iterator[Finding]:
     path, metrics, tokens = record["path"], record["metrics"], record["visual_tokens"]
-    units, function = units_of(record), statistic(BENCHMARKS[record["task"]].scoring)
+    units, function = units_of(record), BENCHMARKS[record["task"]].scoring.statistic
     value = float(function(units.counts.sum(0, keepdims=True))[0])
     yield _agree(where, "score", value, metrics["score"], path)
     bounds = interval(units, function, metrics["interval_level"], metrics["resamples"], record["seed"])

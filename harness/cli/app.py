@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("overlay.png"), metavar="FILE", help="(default overlay.png)"
     )
 
-    from harness.cli.app import efficiency, policies
+    from harness.cli import efficiency, policies
     from harness.doctor import command as doctor
 
     others = (

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from harness.doctor.findings import MISSING, OK, Finding, from_error
 from harness.pocket.data import varied_for
+from harness.tasks.benchmark import Benchmark
 from harness.tasks.schemas import column_problems, row_problems
 from harness.tasks.sources import Source, locate
-from harness.tasks.suites import Benchmark
 from methods.errors import UserError
 
 #: rows looked at in each file
 FIRST = 3
-_POPE_PARTS = {"adversarial", "popular", "random"}
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,10 @@ def _problems(benchmark: Benchmark, role: str, source: Source) -> list[str]:
                 if not own:
                     batch = next(file.iter_batches(batch_size=FIRST), None)
                     own = ["no rows"] if batch is None else row_problems(benchmark, role, batch.to_pylist())
-                if not own and benchmark.name == "pope":
-                    parts = set(file.read(columns=["category"])["category"].to_pylist())
-                    own = [f"unknown parts {sorted(parts - _POPE_PARTS)}"] if parts - _POPE_PARTS else []
+                if not own and benchmark.strata:
+                    parts = set(file.read(columns=[benchmark.stratum])[benchmark.stratum].to_pylist())
+                    unknown = sorted(parts - set(benchmark.strata))
+                    own = [f"unknown parts {unknown}"] if unknown else []
         except (OSError, pyarrow.ArrowException) as error:
             own = [f"unreadable ({str(error).splitlines()[0]})"]
         found += [f"{path.name}: {problem}" for problem in own]

@@ -8,16 +8,11 @@ from pathlib import Path
 from harness.doctor.data import Table
 from harness.doctor.findings import NOTE, Finding
 from harness.report.flops_report import TEXT_TOKENS
-from harness.tasks.suites import Benchmark
+from harness.tasks.benchmark import Benchmark
 from methods.errors import UserError
 
 #: an answer is a word or a letter
 ANSWER_TOKENS = 4
-#: by the data sets' own papers and cards, for those that are not here yet; MMBench with its rotations
-PUBLISHED_DOCUMENTS = {
-    "gqa": 12_578, "mmbench_en": 4_329, "mmbench_cn": 4_329, "mme": 2_374, "pope": 9_000, "scienceqa": 2_017,
-    "vqav2": 214_354, "textvqa": 5_000, "textvqa_ocr": 5_000,
-}  # fmt: skip
 #: what a run takes of the estimate: nothing reaches its peak, and images are decoded on the host
 SLACK = (2, 5)
 
@@ -34,7 +29,8 @@ def check(config, tables: Sequence[Table], checkpoint: Path | None, price: float
     except UserError:
         shape = None
     here = {t.benchmark.name: t.documents for t in tables}
-    known = here if config.suite.synthetic else PUBLISHED_DOCUMENTS | here
+    published = {} if config.suite.synthetic else {b.name: b.documents for b in config.benchmarks}
+    known = published | here
     counts = {b.name: _scored(config, b, known[b.name]) for b in config.benchmarks if b.name in known}
     methods = _methods(config)
     answers = sum(counts.values()) * len(methods)

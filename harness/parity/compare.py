@@ -432,7 +432,7 @@ def _load(golden: Path):
 
 def _load_source(model: Path, inputs: Path, qwen: bool):
     """(model, inputs by number). Raises UserError if a file is missing or incomplete."""
-    from harness.parity.compare import recorded
+    from harness.parity import recorded
 
     loaded = recorded.load_recorded_qwen(model) if qwen else recorded.load_recorded(model)
     tensors = _load_file(inputs)

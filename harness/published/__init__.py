@@ -19,8 +19,6 @@ from methods.errors import UserError
 
 FOLDER = Path(__file__).parent
 SCHEMA_VERSION = 1
-#: highest possible value of a benchmark in points
-POINTS = {"mme": 2800}
 
 
 @dataclass(frozen=True)
@@ -257,9 +255,10 @@ class _Entry:
 
     def score(self, task: str, value: object) -> float:
         """A printed score. In %, it must be written with a decimal: a 63 for 63.0 would tell less."""
-        if task in POINTS:
-            fits = type(value) in (int, float) and 0 <= value <= POINTS[task]
-            wanted = f"points up to {POINTS[task]}"
+        benchmark = BENCHMARKS.get(task)
+        if benchmark and benchmark.unit == "points":
+            fits = type(value) in (int, float) and 0 <= value <= benchmark.maximum
+            wanted = f"points up to {benchmark.maximum}"
         else:
             top = 100 if task in BENCHMARKS else 1e4
             fits = type(value) is float and 0 <= value <= top

@@ -16,7 +16,6 @@ from harness.run import measure_costs
 from harness.run.config import RunConfig
 from harness.run.session import Session
 from harness.tasks.bootstrap import Units, resampled_sums
-from harness.tasks.scoring import statistic
 from harness.tasks.suites import BENCHMARKS, averaged
 
 MISSING = "–"
@@ -109,7 +108,7 @@ def average(done: Mapping[str, Mapping], vanilla: Mapping[str, Mapping], config:
         if base is None or base["status"] != "done" or base["metrics"]["score"] == 0:
             return {}
         points.append(record["metrics"]["score"] / base["metrics"]["score"])
-        function = statistic(BENCHMARKS[name].scoring)
+        function = BENCHMARKS[name].scoring.statistic
         size, seed = record["metrics"]["resamples"], config.seed
         ours, theirs = (function(resampled_sums(_units(r), size, seed)) for r in (record, base))
         with np.errstate(divide="ignore", invalid="ignore"):

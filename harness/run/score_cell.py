@@ -16,7 +16,7 @@ from harness.tasks import comparable
 from harness.tasks.bootstrap import interval
 from harness.tasks.lmms import Documents
 from harness.tasks.quiet import silenced
-from harness.tasks.scoring import Score, score, statistic
+from harness.tasks.scoring import Score
 from methods.errors import UserError
 
 LEVEL, RESAMPLES = 0.95, 2000
@@ -48,7 +48,7 @@ def evaluate(task, model, documents: Documents) -> tuple[Score, dict[str, float]
         for k, v in results["results"][name].items()
         if k.endswith(",none") and "stderr" not in k
     }
-    ours = score(documents.benchmark.scoring, samples, documents.groups, documents.image_ids, metrics)
+    ours = documents.benchmark.scoring.score(samples, documents.groups, documents.image_ids, metrics)
     return ours, {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
 
 
@@ -110,7 +110,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
     report = seat.report
     config, cell, model = session.config, seat.cell, seat.model
     result, official = evaluate(task, model, documents)
-    low, high = interval(result.units, statistic(cell.benchmark.scoring), LEVEL, RESAMPLES, config.seed)
+    low, high = interval(result.units, cell.benchmark.scoring.statistic, LEVEL, RESAMPLES, config.seed)
     found = [model.journal.answers[q.row, q.prompt] for q in map(model.question, task.instances)]
     benchmark = cell.benchmark
     apart = comparable.reasons(

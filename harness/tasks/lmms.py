@@ -1,9 +1,9 @@
 """Build lmms-eval task objects that read local parquet files (the only module that imports
 `lmms_eval.tasks`).
 
-Prompts, `process_results` and aggregation stay upstream's; we override where the rows come from, GQA's image
-lookup (upstream maps a decoded image into every question with 8 processes) and MMBench-CN's aggregation
-(there is no static one in 0.7.3, and the shipped one posts every unparsed answer to GPT).
+Prompts, `process_results` and aggregation stay upstream's; we override where the rows come from, the lookup
+of images that stand in a table of their own (upstream maps a decoded image into every question of GQA with 8
+processes), and what a benchmark's `adapt` repairs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.tasks.benchmark import Benchmark
 from harness.tasks.quiet import import_lmms_eval, silenced
 from harness.tasks.schemas import column_problems
 from harness.tasks.slices import take
 from harness.tasks.sources import Source
-from harness.tasks.suites import Benchmark
 from methods.errors import UserError
 
 #: bytes of parquet files that are read into memory; more are mapped from a copy in the datasets cache
@@ -37,17 +37,17 @@ class Documents:
             _check(benchmark, role, source.files[role])
         light = whole.remove_columns([c for c in whole.column_names if c == "image"])
         if benchmark.group_by is None:
-            keys = list(range(len(light)))
+            keys = list(range(len(light)))  # without reading every row
         else:
-            keys = [benchmark.group_key(row, number) for number, row in enumerate(light)]
+            keys = [benchmark.group_by(row) for row in light]
         strata = light[benchmark.stratum] if benchmark.stratum else [0] * len(keys)
         self.total = len(keys)
         #: row number in the file of each document: answers are journalled under it, whatever the slice
         self.numbers = take(keys, strata, limit, salt=benchmark.name)
         self.groups = [keys[n] for n in self.numbers]
         self.rows = whole.select(self.numbers)
-        if benchmark.scoring == "mme":
-            _check_pairs(source, self.groups)
+        if benchmark.group_size:
+            _check_groups(benchmark, source, self.groups)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -125,12 +125,13 @@ def _check(benchmark: Benchmark, role: str, paths: Sequence[Path]) -> None:
         raise UserError(f"{_named(paths)} does not fit {benchmark.name}: {'; '.join(problems)}")
 
 
-def _check_pairs(source: Source, groups: Sequence) -> None:
+def _check_groups(benchmark: Benchmark, source: Source, groups: Sequence) -> None:
     """MME scores an image by both of its questions; upstream would only notice at the very end."""
-    odd = [key for key, n in Counter(groups).items() if n != 2]
+    odd = [key for key, n in Counter(groups).items() if n != benchmark.group_size]
     if odd:
         raise UserError(
-            f"{_named(source.files['rows'])}: {len(odd)} images of MME do not have two questions ({odd[0]})"
+            f"{_named(source.files['rows'])}: {len(odd)} images of {benchmark.title} do not have "
+            f"{benchmark.group_size} questions ({odd[0]})"
         )
 
 
@@ -162,25 +163,9 @@ def build(documents: Documents):
     config["metric_list"] = [m for m in config["metric_list"] if m["metric"] != "submission"]
     if "images" in documents.source.files:
         config["doc_to_visual"] = _gqa_visual(documents.source.files["images"])
-    if benchmark.name == "mmbench_cn":
-        config["metric_list"][0]["aggregation"] = _mmbench_cn_static
-        config["doc_to_text"] = _read_as(config["doc_to_text"], "hint", "nan", None)
-    if benchmark.name == "textvqa_ocr":
-        config["doc_to_text"] = _read_as(config["doc_to_text"], "ocr_tokens", None, [])
+    benchmark.adapt(config)
     with silenced():
         return LocalTask(config=config, model_name="harness")
-
-
-def _read_as(doc_to_text, column: str, absent: object, better: object):
-    """Upstream's prompt, with one way of writing "there is none" read as another. MMBench-CN's code, unlike
-    MMBench's, would put the word nan ahead of the question; TextVQA's fails without a list of OCR tokens."""
-
-    def cleaned(doc, lmms_eval_specific_kwargs=None):
-        if doc[column] == absent:
-            doc = {**doc, column: better}
-        return doc_to_text(doc, lmms_eval_specific_kwargs)
-
-    return cleaned
 
 
 def _gqa_visual(paths: Sequence[Path]):
@@ -198,9 +183,3 @@ def _gqa_visual(paths: Sequence[Path]):
         return [images[row[doc["imageId"]]]["image"].convert("RGB")]
 
     return gqa_doc_to_visual
-
-
-def _mmbench_cn_static(results, args):
-    from lmms_eval.tasks.mmbench.cn_utils import mmbench_evaluator
-
-    return mmbench_evaluator.eval_result(results, eval_method="static")[0] * 100

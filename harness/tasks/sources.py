@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.tasks.suites import Benchmark
+from harness.tasks.benchmark import Benchmark
 from methods.errors import UserError
 
 #: lmms-eval 0.7.3 reads the first, earlier releases the second; a mirror may also hold the folders alone

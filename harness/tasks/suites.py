@@ -1,120 +1,16 @@
-"""The eight benchmarks: which upstream lmms-eval task serves each, what we override, how its number is read.
-
-This module imports nothing heavy, so that `run_all.py --list` and `--help` answer at once. The lmms-eval side
-(building task objects) is `harness.tasks.lmms`, the arithmetic of the scores is `harness.tasks.scoring`.
-"""
+"""Which benchmarks a run asks, and where their data comes from: Pocket-8 or the benchmarks themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from harness.tasks import benchmarks
+from harness.tasks.benchmark import Benchmark
 from methods.errors import UserError
 
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One benchmark of the paper's tables.
-
-    `yaml` is the upstream task below `lmms_eval/tasks`; `files` are the parquet files below the data root, by
-    role (`{split}` is filled in), where the role "rows" is the questions and "images" GQA's separate image
-    table. `scoring` names the entry of `harness.tasks.scoring`. `overrides` are merged into the upstream
-    YAML (one level deep). `group_by` is the column whose equal values must stay together in a slice (MME:
-    the two questions of an image; MMBench: the rotations of a question, see `group_key`). `stratum` is the
-    column over which a slice is spread evenly. `comparable` says whether the score can stand beside the
-    paper's, `why` says why not. `repository` is the data set's name on the hub, `configs` its configuration
-    by role. `variant_of` names the benchmark that this one asks in another way; where a run has both, the
-    average counts the variant (it is the paper's way).
-    """
-
-    name: str
-    title: str
-    yaml: str
-    files: Mapping[str, str]
-    scoring: str
-    unit: str
-    comparable: bool
-    why: str
-    upstream_split: str
-    repository: str
-    configs: Mapping[str, str] = field(default_factory=lambda: {"rows": "default"})
-    overrides: Mapping[str, object] = field(default_factory=dict)
-    group_by: str | None = None
-    stratum: str | None = None
-    variant_of: str | None = None
-
-    def group_key(self, row: Mapping[str, object], number: int) -> object:
-        """Documents with the same key are scored together and stay together in a slice."""
-        if self.group_by is None:
-            return number
-        if self.group_by == "index":  # MMBench: index, index + 1e6, ... are rotations of one question
-            return int(row["index"]) % 1_000_000
-        return row[self.group_by]
-
-
-def _rows(folder: str) -> dict[str, str]:
-    return {"rows": f"{folder}/{{split}}.parquet"}
-
-
-_SINGLE_WORD = "\nAnswer the question using a single word or phrase."
-
-BENCHMARKS: dict[str, Benchmark] = {
-    b.name: b
-    for b in (
-        Benchmark(
-            "gqa", "GQA", "gqa/gqa.yaml",
-            {"rows": "gqa/{split}_instructions.parquet", "images": "gqa/{split}_images.parquet"},
-            "exact_match", "%", True, "testdev_balanced, exact match", "testdev", "GQA",
-            {"rows": "testdev_balanced_instructions", "images": "testdev_balanced_images"},
-        ),
-        Benchmark(
-            "mmbench_en", "MMB", "mmbench/mmbench_en_dev_static.yaml", _rows("mmbench_en"), "mmbench", "%",
-            False, "answers are read by rules only (no GPT), where the papers used the OpenCompass server "
-            "and LLaVA's own prompt", "dev", "MMBench", {"rows": "en"}, group_by="index", stratum="category",
-        ),
-        Benchmark(
-            "mmbench_cn", "MMB-CN", "mmbench/mmbench_cn_dev.yaml", _rows("mmbench_cn"), "mmbench", "%",
-            False, "as MMB, and the option header of the prompt is English upstream", "dev",
-            "MMBench", {"rows": "cn"}, group_by="index", stratum="category",
-        ),
-        Benchmark(
-            "mme", "MME", "mme/mme.yaml", _rows("mme"), "mme", "points",
-            True, "perception + cognition, in points", "test", "MME",
-            group_by="question_id", stratum="category",
-        ),
-        Benchmark(
-            "pope", "POPE", "pope/pope.yaml", _rows("pope"), "pope", "%",
-            True, "mean of the F1 of the adversarial, popular and random part", "test", "POPE",
-            stratum="category",
-        ),
-        Benchmark(
-            "scienceqa", "SQA", "scienceqa/scienceqa_img.yaml", _rows("scienceqa"), "exact_match", "%",
-            True, "image subset, accuracy", "test", "ScienceQA", {"rows": "ScienceQA-IMG"},
-        ),
-        Benchmark(
-            "vqav2", "VQAv2", "vqav2/vqav2_val.yaml", _rows("vqav2"), "exact_match", "%",
-            False, "validation split, where the paper's number is test-dev from the evaluation server",
-            "validation", "VQAv2",
-        ),
-        Benchmark(
-            "textvqa", "TextVQA", "textvqa/textvqa_val.yaml", _rows("textvqa"), "exact_match", "%",
-            False, "prompt without OCR tokens, which the paper's number has", "validation",
-            "textvqa",
-        ),
-        Benchmark(
-            "textvqa_ocr", "TextVQA+OCR", "textvqa/textvqa_val.yaml", _rows("textvqa"), "exact_match", "%",
-            True, "validation split, the data set's OCR tokens in the prompt", "validation", "textvqa",
-            overrides={
-                "lmms_eval_specific_kwargs": {
-                    "default": {"pre_prompt": "", "post_prompt": _SINGLE_WORD, "ocr": True}
-                }
-            },
-            variant_of="textvqa",
-        ),
-    )
-}  # fmt: skip
-
-
+#: by name, in the order of the columns
+BENCHMARKS: dict[str, Benchmark] = benchmarks.load()
 #: the paper's eight columns; the others are variants of one of them
 EIGHT = tuple(name for name, b in BENCHMARKS.items() if b.variant_of is None)
 

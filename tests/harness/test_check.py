@@ -13,7 +13,6 @@ from harness.check import against, findings, folder
 from harness.cli import app
 from harness.store import records
 from harness.tasks.bootstrap import Units, interval
-from harness.tasks.scoring import statistic
 from harness.tasks.suites import BENCHMARKS
 from methods.errors import UserError
 
@@ -26,7 +25,7 @@ def cell(task, spec, budget, hits, name="pocket-x", **data):
     pope = task == "pope"
     counts = [[h, 1 - h, 1 - h] if pope else [h, 1] for h in map(float, hits)]
     units = Units(tuple(map(str, range(len(hits)))), np.array(counts), ("0",) * len(hits))
-    function = statistic(BENCHMARKS[task].scoring)
+    function = BENCHMARKS[task].scoring.statistic
     kept = 64 if budget is None else budget
     return {
         "schema_version": records.SCHEMA_VERSION,

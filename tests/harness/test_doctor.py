@@ -12,6 +12,7 @@ from harness.cli import app
 from harness.doctor import estimate, machine, online
 from harness.doctor.findings import MISSING, NOTE, OK
 from harness.pocket.data import build
+from harness.tasks.suites import BENCHMARKS
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -121,7 +122,7 @@ def test_memory_of_a_gpu(monkeypatch):
 
 def test_the_estimate_counts_the_runs_answers():
     found = list(estimate.check(config(methods=("fastv", "uniform")), [], None, 2.0))
-    known = sum(estimate.PUBLISHED_DOCUMENTS.values()) - estimate.PUBLISHED_DOCUMENTS["vqav2"] + 10_000
+    known = sum(b.documents for b in BENCHMARKS.values()) - BENCHMARKS["vqav2"].documents + 10_000
     assert f"{known} documents x 3 methods and budgets = {3 * known} answers" in found[0].text
     assert len(found) == 4 and all(
         "not this machine" in f.text and "at 2 an hour" in f.text for f in found[1:]

@@ -7,7 +7,6 @@ import pytest
 
 from harness.run.score_cell import evaluate
 from harness.tasks.lmms import Documents, build
-from harness.tasks.scoring import statistic
 from harness.tasks.sources import flat
 from harness.tasks.suites import BENCHMARKS
 
@@ -128,7 +127,7 @@ def test_statistics_can_be_rebuilt_from_stored_counts(tiny_data):
     for name in ("gqa", "mme", "pope", "mmbench_en"):
         result, _, _ = run(tiny_data, name, lambda i, d: "No" if i % 3 == 0 else d["answer"])
         stored = np.array(result.units.counts.tolist())
-        assert statistic(BENCHMARKS[name].scoring)(stored.sum(0, keepdims=True))[0] == result.value
+        assert BENCHMARKS[name].scoring.statistic(stored.sum(0, keepdims=True))[0] == result.value
 
 
 def test_lmms_eval_prints_nothing(tiny_data, capfd):

@@ -84,7 +84,7 @@ def test_wrong_columns_are_named(copy):
 
 def test_a_broken_pair_of_mme_is_found_before_the_run(copy):
     rewrite(copy / "lmms-lab-encoder/MME/data", lambda t: t.slice(1))
-    with pytest.raises(UserError, match="images of MME do not have two questions"):
+    with pytest.raises(UserError, match="images of MME do not have 2 questions"):
         Documents(BENCHMARKS["mme"], hub(BENCHMARKS["mme"], copy))
 
 

@@ -262,7 +262,7 @@ def test_train_wants_one_length_option(capsys, tmp_path):
 
 
 def test_command_line_choices_are_the_librarys():
-    from harness.cli.app import policies
+    from harness.cli import policies
     from methods.stepprune.training.scores import AGGREGATIONS
 
     assert policies.AGGREGATIONS == AGGREGATIONS
