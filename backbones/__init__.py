@@ -1,6 +1,6 @@
 """Models that methods are compared on, and the engine that puts a method on them.
 
-    backbone = backbones.load("pocket-llava")        # or a checkpoint folder, LLaVA-1.5 or Qwen2.5-VL
+    backbone = backbones.load("pocket-llava")        # or "llava-1.5-7b", a folder, a hub id
     inputs = backbone.inputs([image], ["Is there a red circle?"])
     with FastV(budget=64)(backbone.model) as trace:
         backbone.model.generate(**inputs)
@@ -10,13 +10,13 @@ Nothing heavy is imported before `load`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from methods.errors import UserError
-
 if TYPE_CHECKING:
     from backbones.backbone import Backbone
+    from backbones.hub.options import LoadOptions
 
 _HERE = Path(__file__).parent
 #: folders of the shipped checkpoints by name
@@ -24,25 +24,32 @@ NAMED = {name: _HERE / "pocket" / "checkpoints" / name for name in ("pocket-llav
 
 
 def available() -> list[str]:
-    """Names that `load` takes, beside folders."""
+    """Names of the shipped checkpoints."""
     return list(NAMED)
 
 
-def load(name_or_path: str, device: str = "cpu", dtype: str = "float32") -> Backbone:
-    """A backbone by name or from a local checkpoint folder (safetensors only; no code of the folder is run).
+def load(
+    name: str,
+    options: LoadOptions | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    say: Callable[[str], None] = print,
+) -> Backbone:
+    """The one loader: a shipped checkpoint, a short name, a checkpoint folder, or a hub id.
 
-    Raises UserError if there is none, or if it cannot be used.
+    Args:
+        name: one of `available()`, a short name of `backbones.hub.known`, a folder with config.json, or
+            owner/name on the Hugging Face hub (read from this machine's cache).
+        options: devices, quantisation, conventions of images and prompts, download; None: all as by default.
+        device: of all weights, where `options.device_map` does not spread them.
+        dtype: float32, bfloat16 or float16.
+        say: is told before the network is asked, which happens only with `options.download`.
+
+    Raises:
+        UserError: no such checkpoint, not whole (a tensor of the model is not in its files, has another
+            shape or is not finite), of no known family, or an option does not suit it. Safetensors alone are
+            read, and no code of the checkpoint is run.
     """
-    folder = NAMED.get(name_or_path, Path(name_or_path))
-    if not (folder / "config.json").is_file():
-        if name_or_path in NAMED:
-            raise UserError(
-                f"the checkpoint of {name_or_path} is missing from this installation; see backbones/pocket"
-            )
-        known = ", ".join(NAMED)
-        raise UserError(
-            f"unknown backbone {name_or_path!r}: neither a known name ({known}) nor a folder with config.json"
-        )
-    from backbones.backbone import from_folder
+    from backbones.hub.load import load as read
 
-    return from_folder(folder, Path(name_or_path).name, device, dtype)
+    return read(name, options, device, dtype, say)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import torch
 
 from backbones.engine.vision_cache import VisionCache, vision_cache
 from backbones.families import adapter_for
-from methods.errors import UserError
 
 #: checkpoints up to this size are digested in full, larger ones by a sample of each file
 DIGEST_IN_FULL = 512 << 20
@@ -25,12 +24,18 @@ PIXEL_LIMITS = (("min", "shortest"), ("max", "longest"))
 
 @dataclass
 class Backbone:
-    """name: as it was asked for (a folder's own name, never its path). folder: where it was loaded from."""
+    """What `backbones.load` gives.
+
+    name: as it was asked for (a folder's own name, never its path).
+    folder: where it was loaded from.
+    facts: what `describe` adds: repository, revision, and the options of loading that change answers.
+    """
 
     name: str
     model: torch.nn.Module
     processor: object
     folder: Path
+    facts: Mapping[str, object] = field(default_factory=dict, kw_only=True)
 
     @cached_property
     def _adapter(self):
@@ -106,6 +111,7 @@ class Backbone:
             "image_padding": image_padding(image_processor),
             "image_processor": _digest(image_processor.to_dict()),
             "chat_template": hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16],
+            **self.facts,
         }
 
     @cached_property
@@ -149,27 +155,3 @@ def weights_digest(folder: Path) -> str:
                 file.seek(max(0, size - _SAMPLE))
                 total.update(file.read(_SAMPLE))
     return total.hexdigest()[:16]
-
-
-def from_folder(folder: Path, name: str, device: str, dtype: str) -> Backbone:
-    """Load a checkpoint folder. Raises UserError if it is incomplete, no safetensors, or no known family."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"checkpoint {name}: no safetensors file in the folder; other weight formats are not loaded"
-        )
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise UserError(f"dtype {dtype!r} is unknown; use float32, bfloat16 or float16")
-    offline = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        processor = AutoProcessor.from_pretrained(folder, **offline)
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, **offline
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    backbone = Backbone(name, model.eval().to(device), processor, folder)
-    backbone._adapter  # noqa: B018  an unsupported family shows here, before any work is done
-    return backbone

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
-from backbones.backbone import Backbone, from_folder
+from backbones.backbone import Backbone
 from backbones.hub import find as finding
+from backbones.hub import integrity
 from backbones.hub.options import LoadOptions
 from methods.errors import UserError
 
@@ -23,64 +22,78 @@ SYSTEM_SENTENCE = (
 )
 #: parts that stay in the run's dtype: methods read the tower, and quantising these saves next to nothing
 _NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "model.visual", "lm_head"]
-
-
-@dataclass
-class HubBackbone(Backbone):
-    """facts: what `describe` adds: repository, revision, and the options that change answers."""
-
-    facts: Mapping[str, object] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, object]:
-        return {**super().describe(), **self.facts}
+_OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load(
     name: str,
-    options: LoadOptions,
+    options: LoadOptions | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     say: Callable[[str], None] = print,
 ) -> Backbone:
-    """A backbone by short name, folder or hub id. Raises UserError if there is none, if it cannot be used, or
-    if an option does not suit it."""
+    """See `backbones.load`."""
+    options = options or LoadOptions()
+    kind = getattr(torch, dtype, None)
+    if kind not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UserError(f"dtype {dtype!r} is unknown; use float32, bfloat16 or float16")
     found = finding.find(name, options.revision, options.download, say)
+    backbone = Backbone(
+        found.name,
+        _model(found, options, device, kind),
+        _processor(found),
+        found.folder,
+        facts=_facts(found, options),
+    )
+    backbone.family  # noqa: B018  an unsupported family shows here, before any work is done
+    backbone.facts |= _prepare(backbone, options)
+    return backbone
+
+
+def _model(found: finding.Found, options: LoadOptions, device: str, dtype: torch.dtype) -> torch.nn.Module:
+    """The whole model in evaluation mode: on one device, or, by accelerate as it is read, over several or
+    quantised."""
+    from transformers import AutoModelForImageTextToText
+
+    placed: dict[str, object] = {}
     if options.device_map or options.quantize:
-        model = _spread(found.folder, found.name, options, device, dtype)
-        backbone = _with_processor(found.folder, found.name, model)
-    else:
-        backbone = from_folder(found.folder, found.name, device, dtype)
+        placed["device_map"] = options.device_map or {"": device}
+    if options.quantize:
+        placed["quantization_config"] = _quantization(options.quantize, dtype)
+    with integrity.one_line(found.name), integrity.quietly():
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            found.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are told, not raised: `check_tensors` refuses them
+            **_OFFLINE,
+            **placed,
+        )
+        integrity.check_tensors(found.name, model, info)
+        if not placed:
+            model = model.to(device)
+    integrity.check_finite(found.name, model, found.folder)
+    return model.eval()
+
+
+def _processor(found: finding.Found):
+    from transformers import AutoProcessor
+
+    with integrity.one_line(found.name, "the processor of checkpoint"):
+        return AutoProcessor.from_pretrained(found.folder, **_OFFLINE)
+
+
+def _facts(found: finding.Found, options: LoadOptions) -> dict[str, object]:
     facts: dict[str, object] = {}
     if found.repo or found.revision:
         facts |= {"repository": found.repo, "revision": found.revision}
     if options.quantize:
         facts["quantized"] = options.quantize
-    facts |= _prepare(backbone, options)
-    return HubBackbone(backbone.name, backbone.model, backbone.processor, backbone.folder, facts)
+    return facts
 
 
-def _spread(folder: Path, name: str, options: LoadOptions, device: str, dtype: str) -> torch.nn.Module:
-    """The model, placed by accelerate as it is read: over several devices, or quantised."""
-    from transformers import AutoModelForImageTextToText
-
-    extra: dict[str, object] = {"device_map": options.device_map or {"": device}}
-    if options.quantize:
-        extra["quantization_config"] = _quantization(options.quantize, dtype)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            **extra,
-        )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"checkpoint {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.eval()
-
-
-def _quantization(kind: str, dtype: str):
+def _quantization(kind: str, dtype: torch.dtype):
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"--quantize {kind} needs bitsandbytes: pip install 'visual-token-pruning-bench[quantize]'"
@@ -94,21 +107,9 @@ def _quantization(kind: str, dtype: str):
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=_NOT_QUANTISED,
     )
-
-
-def _with_processor(folder: Path, name: str, model: torch.nn.Module) -> Backbone:
-    from transformers import AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the processor of {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    backbone = Backbone(name, model, processor, folder)
-    backbone.family  # noqa: B018  an unsupported family shows here
-    return backbone
 
 
 def _prepare(backbone: Backbone, options: LoadOptions) -> dict[str, object]:

@@ -92,11 +92,18 @@ def run(options: argparse.Namespace, say: Callable[[str], None] = print) -> int:
 
 
 def _found(checkpoint) -> Finding:
+    from backbones.hub.integrity import check_headers
     from harness.doctor.findings import OK
 
+    tensors = check_headers(checkpoint.name, checkpoint.folder)
     where = checkpoint.repo or "folder"
     commit = f", revision {checkpoint.revision}" if checkpoint.revision else ""
-    return Finding(OK, "checkpoint", f"{where}{commit} at {checkpoint.folder}, all files there")
+    return Finding(
+        OK,
+        "checkpoint",
+        f"{where}{commit} at {checkpoint.folder}: "
+        f"every tensor of the model is in the files ({tensors}, by names and shapes)",
+    )
 
 
 def _check(config, options: argparse.Namespace, checkpoint, tell, missing: list[Finding], say) -> None:

@@ -52,15 +52,14 @@ def run(
     device: str = "cpu",
 ) -> int:
     """Draw one row an image (by default a sparse and a dense scene of Pocket-8), one column a method."""
-    from backbones.hub.load import load
-    from backbones.hub.options import LoadOptions
+    import backbones
     from harness.pocket import data
     from methods import registry
 
     if images and question is None:
         raise UserError("--images needs --question, what is asked about them")
     pruners = [registry.build(spec, budget=budget) for spec in methods]
-    backbone = load(backbone_name, LoadOptions(), device)
+    backbone = backbones.load(backbone_name, device=device)
     pictures = [_from_file(path, question or "") for path in images]
     pictures = pictures or scenes(question, data.varied_for(backbone.family))
     rows = [[look(backbone, pruner, picture) for pruner in pruners] for picture in pictures]

@@ -29,29 +29,22 @@ class Session:
         from harness.tasks.quiet import prepare_environment
 
         prepare_environment(offline=not config.load.download)
-        from safetensors import SafetensorError
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.config = config
         if not config.suite.synthetic:
             self.sources  # noqa: B018  missing data shows before a large model is read
-        try:
-            self.backbone = self._load()
-        except SafetensorError as error:
-            raise UserError(
-                f"checkpoint {config.backbone}: a safetensors file is damaged ({error}); restore it or "
-                "download it anew"
-            ) from error
+        self.backbone = self._load()
         self.described = self.backbone.describe()
         self.methods = self._methods()
         self.device_name = device_name(config.device)
 
     def _load(self):
-        from backbones.hub.load import load
+        import backbones
 
         config = self.config
-        return load(config.backbone, config.load, config.device, config.dtype)
+        return backbones.load(config.backbone, config.load, config.device, config.dtype)
 
     def pruner(self, method: Method):
         """A fresh pruner object of the method."""

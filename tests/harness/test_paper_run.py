@@ -103,7 +103,7 @@ def test_damaged_data_are_refused_before_the_model_is_read(
 ):
     copy = shutil.copytree(mirror, tmp_path / "copy")
     (copy / "lmms-lab-encoder/MME/data/test-00000-of-00002.parquet").unlink()
-    monkeypatch.setattr("backbones.hub.load.load", lambda *a: pytest.fail("read the model"))
+    monkeypatch.setattr("backbones.hub.load.load", lambda *a, **k: pytest.fail("read the model"))
     arguments = command(hub_checkpoints["llava"], copy, tmp_path / "out", "--tasks", "paper")
     assert app.run_all(arguments) == 2
     error = capsys.readouterr().err
