@@ -3,11 +3,13 @@
 _ANY_SIZE = ("qwen2_5_vl",)
 
 
-def ensure(root=None, varied=False):
-    """The folder with the parquet files, drawn on first use; see `harness.pocket.data.build.ensure`."""
-    from .build import ensure as build_once
+def ensure(root=None, varied=False, version=None):
+    """The folder with the parquet files, drawn on first use; see `harness.pocket.data.build.ensure`.
 
-    return build_once(root, varied)
+    version: None: the default, `harness.pocket.data.build.VERSION`."""
+    from . import build
+
+    return build.ensure(root, varied, build.VERSION if version is None else version)
 
 
 def varied_for(family):

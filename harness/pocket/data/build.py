@@ -1,7 +1,8 @@
 """Writes Pocket-8 as parquet files in the schemas of the eight benchmarks.
 
 There are two sets: on squares of 336 pixels, and on canvases of varied size and aspect ratio, for backbones
-that take any image size.
+that take any image size. And there are two versions of each: 1, which the shipped weights were trained for,
+and 2 (`harness.pocket.data.v2`). VERSION is the one that a run takes.
 
 python -m harness.pocket.data.build            # into the cache folder that `ensure` uses
 """
@@ -22,9 +23,14 @@ from . import documents
 from .documents import Row, pick
 from .facts import CLAIMS
 from .scenes import SQUARE, Scene, render, sample_scene, varied_canvas
+from .v2 import build as v2_build
+from .v2 import paint as v2_paint
+from .v2 import scenes as v2_scenes
 
-#: Part of the folder's name: raise it whenever scenes, questions or schemas change.
+#: The version that is drawn and asked unless another is named; 2 once the weights trained for it are shipped.
+#: Part of the folder's name: a change of scenes, questions or schemas is a new version.
 VERSION = 1
+VERSIONS = (1, 2)
 SEED = 20261122
 #: In front of the names of images on varied canvases, and at the end of their folder's.
 VARIED = "varied"
@@ -67,9 +73,14 @@ _EXTRA: dict[str, Row] = {
 }
 
 
-def _png(scene: Scene, name: str) -> dict[str, object]:
+def drawn(scene: Scene | v2_scenes.Scene):
+    """A scene of either version as an RGB image."""
+    return render(scene) if isinstance(scene, Scene) else v2_paint.render(scene)
+
+
+def _png(scene: Scene | v2_scenes.Scene, name: str) -> dict[str, object]:
     data = io.BytesIO()
-    render(scene).save(data, "PNG", compress_level=1)
+    drawn(scene).save(data, "PNG", compress_level=1)
     return {"bytes": data.getvalue(), "path": f"{name}.png"}
 
 
@@ -78,8 +89,10 @@ def image_name(task: str, split: str, index: int, varied: bool = False) -> str:
     return f"{VARIED}-" * varied + f"{task}-{split}-{index:05d}"
 
 
-def scene_of(name: str) -> Scene:
+def scene_of(name: str) -> Scene | v2_scenes.Scene:
     """What is drawn on the image of that name (with or without .png). Raises ValueError for another name."""
+    if name.startswith(f"{v2_build.PREFIX}-"):
+        return v2_build.scene_of(name)
     varied = name.startswith(f"{VARIED}-")
     task, split, index = name.removesuffix(".png").removeprefix(f"{VARIED}-").split("-")
     return _scene(task, split, int(index), varied)
@@ -144,7 +157,16 @@ def _write(rows: list[Row], path: Path) -> None:
     table.to_parquet(str(path))
 
 
-def build(root: Path, progress: bool = True, varied: bool = False) -> Path:
+def _all_groups(split: str, varied: bool, version: int):
+    """Yields (task, its groups) of a split."""
+    if version == 2:
+        yield from v2_build.groups(split, varied).items()
+        return
+    for task, count in QUESTIONS.items():
+        yield task, _groups(task, split, count if split == "eval" else count // 4, varied)
+
+
+def build(root: Path, progress: bool = True, varied: bool = False, version: int = VERSION) -> Path:
     """Draw and write every task and split below `root`, `<task>/<split>.parquet` (GQA: `_instructions`,
     `_images`), on squares or on canvases of varied size.
     """
@@ -153,11 +175,10 @@ def build(root: Path, progress: bool = True, varied: bool = False) -> Path:
     datasets.disable_progress_bars()  # one bar over the files is enough
     bar = tqdm(total=len(SPLITS) * len(QUESTIONS), desc="drawing Pocket-8", unit="file", disable=not progress)
     for split in SPLITS:
-        for task, count in QUESTIONS.items():
+        for task, groups in _all_groups(split, varied, version):
             folder = root / task
             folder.mkdir(parents=True, exist_ok=True)
             rows, images = [], {}
-            groups = _groups(task, split, count if split == "eval" else count // 4, varied)
             for question, (name, scene, group) in enumerate(groups):
                 if name not in images:
                     images[name] = _png(scene, name)
@@ -182,24 +203,24 @@ def build(root: Path, progress: bool = True, varied: bool = False) -> Path:
     return root
 
 
-def default_root(varied: bool = False) -> Path:
-    """`$POCKET8_HOME`, or a folder in the user's cache; named after VERSION."""
+def default_root(varied: bool = False, version: int = VERSION) -> Path:
+    """`$POCKET8_HOME`, or a folder in the user's cache; named after the version."""
     home = os.environ.get("POCKET8_HOME")
     base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pocket8"
-    return base / (f"v{VERSION}" + f"-{VARIED}" * varied)
+    return base / (f"v{version}" + f"-{VARIED}" * varied)
 
 
-def ensure(root: Path | None = None, varied: bool = False) -> Path:
+def ensure(root: Path | None = None, varied: bool = False, version: int = VERSION) -> Path:
     """The folder with the data sets; draws them on first use (half a minute), in one atomic step.
 
     varied: on canvases of varied size instead of squares; both sets live side by side.
     """
-    root = root or default_root(varied)
+    root = root or default_root(varied, version)
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root.parent))
         try:
-            build(temporary, varied=varied)
+            build(temporary, varied=varied, version=version)
             os.replace(temporary, root)
         except OSError:
             if not root.exists():  # else another process was faster
@@ -213,5 +234,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw Pocket-8, the eight small data sets.")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--varied", action="store_true", help="canvases of varied size instead of squares")
+    parser.add_argument("--version", type=int, choices=VERSIONS, default=VERSION)
     arguments = parser.parse_args()
-    print(ensure(arguments.root, arguments.varied))
+    print(ensure(arguments.root, arguments.varied, arguments.version))
