@@ -62,7 +62,8 @@ def _import_own() -> None:
 
     for module in pkgutil.iter_modules(methods.__path__):
         if not module.name.startswith("_") and module.name not in _NOT_METHODS:
-            importlib.import_module(f"methods.{module.name}")
+            inner = ".method" if module.ispkg else ""  # a package's __init__ imports nothing heavy
+            importlib.import_module(f"methods.{module.name}{inner}")
 
 
 def build(spec: str, budget: int | float | None = None) -> Pruner:

@@ -118,8 +118,8 @@ def method_at(spec: str, budget: Budget | None, seed: int) -> Method:
 def source_digest(cls: type) -> str:
     """Digest of the source files of a method's class and its bases, so that an edited method is run again.
 
-    A class that stands in a package's `__init__` counts with all modules of the package, not with those of
-    sub-packages (a learned method's training code).
+    A method that is a package counts with all modules of the package, not with those of sub-packages (a
+    learned method's training code).
     """
     total = hashlib.sha256()
     for base in cls.__mro__:
@@ -128,7 +128,9 @@ def source_digest(cls: type) -> str:
             continue
         try:
             total.update(inspect.getsource(module).encode())
-            for folder in getattr(module, "__path__", ()):
+            package = sys.modules.get(module.__package__ or "")
+            own = package if package and package.__name__ != "methods" else module
+            for folder in getattr(own, "__path__", ()):
                 for path in sorted(Path(folder).glob("*.py")):
                     total.update(path.read_bytes())
         except (OSError, TypeError):  # defined in a prompt: nothing to read, its parameters must do

@@ -1,143 +1,21 @@
-"""StepPrune: Stepwise Token Selection for Efficient Multimodal Large Language Models (arXiv 2606.16067)."""
+"""StepPrune: Stepwise Token Selection for Efficient Multimodal Large Language Models (arXiv 2606.16067).
+
+The method itself is in `method`, its training in `training`. Nothing heavy is imported before it is used.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from methods.stepprune.method import StepPrune
 
-from methods.base import ImageView, Positions, Pruner, Selection
-from methods.errors import UserError
-from methods.registry import register
-from methods.stepprune import checkpoint as checkpoints
-from methods.stepprune.batch import padded
-from methods.stepprune.fast import Decoder
-from methods.stepprune.gate import LocalDenoiser
-from methods.stepprune.policy import Policy, PolicyConfig, step_codes
+__all__ = ["StepPrune"]
 
 
-@register
-@dataclass
-class StepPrune(Pruner):
-    """StepPrune: a trained pointer decoder takes one visual token a step, given the prompt, until it stops.
+def __getattr__(name: str):
+    if name == "StepPrune":
+        from methods.stepprune.method import StepPrune
 
-    budget: the *mean* number of tokens wanted; the number for each question is the policy's own. The shipped
-    checkpoint trained nearest to it is used, with a scalar on the stop logit calibrated on held-out data
-    (ours; the paper trains once for each mean). checkpoint: a safetensors file of `harness train stepprune`
-    instead of a shipped one. positions: survivors keep the rotary positions of their places, as in training,
-    where the sequence has its full length (open in the paper), or are `renumbered`. denoise: survivors pass
-    the trained denoiser too (off, as in the paper).
-
-    `Trace.kept`: ascending, the spatial order of Sec. 3.1. `orders`: of each image of the latest call, the
-    same tokens in the order in which they were chosen, int64 [K] (to look at).
-    """
-
-    name: ClassVar[str] = "stepprune"
-    reads_text: ClassVar[bool] = True
-    positions: Positions = "original"
-    checkpoint: str | None = None
-    denoise: bool = False
-
-    #: policy and denoiser without training, see `untrained`
-    _random: ClassVar[tuple[Policy, LocalDenoiser] | None] = None
-    #: what the policy at hand was prepared for
-    _ready: ClassVar[tuple | None] = None
-
-    def resources(self, model: torch.nn.Module) -> dict[str, object]:
-        if not self.acts:
-            return {}
-        if self._random is not None:
-            return {"weights": "random"}
-        found, bias = self._find(model)
-        return {"checkpoint": found.path.stem, "weights": found.digest(), "stop_bias": bias}
-
-    def prepare(self, model: torch.nn.Module) -> None:
-        if not self.acts:
-            return
-        like = next(model.parameters())
-        found, bias = (None, 0.0) if self._random is not None else self._find(model)
-        wanted = (found and found.path, bias, like.device, like.dtype)
-        if self._ready == wanted:  # the recorded loops go on being of use
-            return
-        weights = found.load() if found else self._random
-        self._take(*(m.to(like.device, like.dtype) for m in weights), bias)
-        self._ready = wanted
-
-    def _take(self, policy: Policy, denoiser: LocalDenoiser, stop_bias: float) -> None:
-        self._policy, self._denoiser = policy, denoiser
-        self._policy.stop_bias.fill_(stop_bias)
-        self._decode = Decoder(self._policy)
-
-    def untrained(self, width: int, text_width: int, tokens: int) -> None:
-        """Random weights for these widths instead of a checkpoint's, and exactly `tokens` tokens whatever the
-        image (for costs)."""
-        config = PolicyConfig(width, text_width, max_steps=tokens, min_tokens=tokens)
-        with torch.random.fork_rng(devices=[]):
-            self._random = _random(config), LocalDenoiser(width).eval()
-        self._ready = None
-        self._take(*self._random, stop_bias=0.0)
-
-    def _find(self, model: torch.nn.Module) -> tuple[checkpoints.Checkpoint, float]:
-        """Checkpoint and stop bias for the model and the budget."""
-        backbone = Path(model.config.name_or_path).name
-        if self.checkpoint is not None:
-            candidates = [checkpoints.read(Path(self.checkpoint))]
-        else:
-            candidates = checkpoints.shipped(backbone)
-        if not candidates:
-            raise UserError(
-                f"stepprune: no checkpoint for {backbone} is shipped; train one: python -m harness train "
-                f"stepprune --backbone {backbone} --target-tokens N --out FILE, then use "
-                "stepprune:checkpoint=FILE"
-            )
-        vision, text_width = model.config.vision_config, model.config.get_text_config().hidden_size
-        width = getattr(vision, "out_hidden_size", vision.hidden_size)  # a merger is part of the tower
-        for candidate in candidates:
-            candidate.check(width, text_width)
-        return checkpoints.best_for(self._mean_wanted(model, candidates), candidates)
-
-    def _mean_wanted(self, model: torch.nn.Module, candidates: Sequence[checkpoints.Checkpoint]) -> float:
-        """The budget as a mean number of tokens. Raises UserError for a share of nobody knows what."""
-        known = [getattr(model.config, "image_seq_length", None), *(c.visual_tokens for c in candidates)]
-        visual_tokens = next(filter(None, known), None)
-        if visual_tokens is not None:
-            return self.count(round(visual_tokens))
-        if isinstance(self.budget, float):
-            raise UserError(
-                f"stepprune: budget {self.budget} is a share of images whose sizes differ, and no checkpoint "
-                "says what it was calibrated on; give the mean number of tokens instead"
-            )
-        return self.budget
-
-    def select_all(self, images: Sequence[ImageView]) -> list[Selection]:
-        visual, visual_valid = padded([image.features for image in images])  # V
-        text, text_valid = padded([image.text for image in images])  # E
-        memory = self._policy.remember(visual, text, visual_valid, text_valid)  # M = [H ; s_stop]
-        choices = self._decode(memory)  # i_1, i_2, ... until the stop action
-        kept = choices.kept()  # S, in spatial order
-        self.orders = [row[: len(k)] for row, k in zip(choices.order, kept)]
-        if not self.denoise:
-            return [Selection(k) for k in kept]
-        return [Selection(k, self._denoiser(image.features[k])) for k, image in zip(kept, images)]
-
-
-def _random(config: PolicyConfig) -> Policy:
-    """A policy with random weights, the same for the same widths."""
-    with torch.device("meta"):
-        policy = Policy(config)
-    policy = policy.to_empty(device="cpu")
-    policy.load_state_dict(_random_weights(config.width, config.text_width))
-    policy.step_codes.copy_(step_codes(config.max_steps, config.width))
-    return policy.eval()
-
-
-@functools.lru_cache(maxsize=1)
-def _random_weights(width: int, text_width: int) -> dict[str, torch.Tensor]:
-    """Kept, because at real widths drawing them takes longer than a selection does."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Policy(PolicyConfig(width, text_width)).state_dict()
+        return StepPrune
+    raise AttributeError(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 from harness.run.session import device_name
 from methods.stepprune.fast import ChunkedLoop
 from methods.stepprune.policy import Policy, PolicyConfig
+from methods.stepprune.training.options import BenchOptions
 
 
 def milliseconds(call: Callable[[], object], repeats: int, cuda: bool) -> float:
@@ -49,7 +49,7 @@ def measure(
     }
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: BenchOptions) -> int:
     """`python -m harness bench-policy`."""
     device = options.device
     if device == "auto":

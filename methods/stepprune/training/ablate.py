@@ -3,7 +3,6 @@ same mean K: Table 4 (encoder direction, score aggregation), our own switches, w
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
@@ -11,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from methods.stepprune.training.train import TrainOptions, train
+from methods.stepprune.training.options import AblationOptions, TrainOptions
+from methods.stepprune.training.train import train
 
 #: the paper's rows (Table 4): what differs from the method
 PAPER: dict[str, dict[str, object]] = {
@@ -111,6 +111,6 @@ def markdown(results: Results, steps: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(options: argparse.Namespace, base: TrainOptions) -> int:
+def main(options: AblationOptions, base: TrainOptions) -> int:
     run(base, options.folder, options.rows, range(base.seed, base.seed + options.seeds))
     return 0

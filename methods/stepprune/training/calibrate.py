@@ -3,7 +3,6 @@ calibrated on held-out questions to a requested mean K."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.policy import Policy, counts
 from methods.stepprune.training.objective import Batch, FrozenModel
+from methods.stepprune.training.options import CalibrateOptions
 
 #: means that every trained checkpoint is calibrated to, as multiples of its own
 SPREAD = (0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5)
@@ -77,7 +77,7 @@ def add_calibration(
     found.calibration = sorted(pairs.items())
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: CalibrateOptions) -> int:
     """`python -m harness calibrate stepprune`."""
     import backbones
     from methods.stepprune.training.train import held_out

@@ -7,16 +7,11 @@ bool [B, S], False at steps after the one that stopped.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
 from methods.stepprune.policy import Choices
-
-#: Table 4 (b): the method; alive weights alone, gamma = 1; a plain sum; the last step taken alone
-Aggregation = Literal["full", "alive", "uniform", "last"]
-AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
+from methods.stepprune.training.options import Aggregation
 
 
 def default_gamma(tokens: float) -> float:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,91 +36,13 @@ from methods.stepprune.training.objective import (
     Step,
     compare_pathways,
 )
-from methods.stepprune.training.scores import Aggregation, default_gamma
+from methods.stepprune.training.options import TrainOptions
+from methods.stepprune.training.scores import default_gamma
 
 #: images of the held-out set that calibrates a checkpoint, each with as many questions as there are tasks
 HELD_OUT_IMAGES = 48
 #: K-bar is an average over about so many steps
 MEMORY = 20
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """One run. Everything is in the checkpoint's description. Values that our copy of the paper does not
-    give are open and ours: nearly all of them.
-
-    start_from: a checkpoint whose weights are gone on from (ours), instead of random ones.
-
-    Exactly one of target_tokens and length_weight is given. batch_size: questions a process and micro-step,
-    `questions` of them on each image; accumulate: micro-steps a step.
-    """
-
-    out: Path
-    backbone: str = "pocket-llava"
-    target_tokens: float | None = None
-    length_weight: float | None = None
-    data: Path | None = None
-    images: Path | None = None
-    steps: int = 160
-    batch_size: int = 32
-    accumulate: int = 1
-    questions: int = 4
-    lr: float = 4e-4
-    denoiser_lr: float = 1e-3
-    warmup: int = 40
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    text_gate_until: float = 1.0
-    #: low, because sharp gates give the policy noise for a gradient (docs/stepprune.md)
-    sharpness: float = 0.2
-    final_sharpness: float = 0.3
-    gamma: float | None = None
-    aggregation: Aggregation = "full"
-    causal_encoder: bool = False
-    decoder_layers: int = 1
-    pointer: Literal["projection", "attention"] = "projection"
-    temperature: float = 0.2
-    max_steps: int | None = None
-    chain: int | None = 1
-    k_from: Literal["batch", "sample"] = "sample"
-    slots: int | None = None
-    start_from: Path | None = None
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    device: str = "auto"
-    log_every: int = 10
-    save_every: int = 100
-    workers: int = 0
-    resume: bool = False
-    stop_at: int | None = None
-    #: time a step against the frozen model alone when the run is over
-    cost: bool = True
-
-    def __post_init__(self):
-        if (self.target_tokens is None) == (self.length_weight is None):
-            raise UserError(
-                "give one of --target-tokens N (tracks a mean) and --length-weight X (the paper's)"
-            )
-        if self.batch_size % self.questions:
-            raise UserError(
-                f"--batch-size {self.batch_size} is no multiple of --questions {self.questions}, those asked "
-                "of each image"
-            )
-        if self.data is not None and self.images is None:
-            raise UserError("--data needs --images, the folder of its images")
-
-    @property
-    def tokens(self) -> float:
-        """What schedules and starting values are made for: the target, or 64 at a fixed lambda."""
-        return self.target_tokens or 64.0
-
-    @property
-    def working_folder(self) -> Path:
-        return self.out.with_name(f".{self.out.stem}.training")
-
-    @property
-    def log(self) -> Path:
-        return self.out.with_suffix(".csv")
 
 
 # ---- data
