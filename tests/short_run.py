@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,15 @@ def arguments(checkpoint: Path, data: Path, out: Path, *more: str) -> list[str]:
     base = ["--backbone", checkpoint, "--data", data, "--methods", "random,fastv", "--tasks", "mme,pope"]
     rest = ["--budget", "16", "--max-new-tokens", "3", "--latency-repeats", "1", "--batch-size", "4"]
     return [str(a) for a in (*base, *rest, "--device", "cpu", "--out", out, *more)]
+
+
+def config(arguments: list[str]):
+    """The RunConfig of run_all's arguments."""
+    from harness.cli import app, run
+    from harness.cli.options import RunOptions
+
+    given = app.parser().commands["run"].make_context("run_all.py", list(map(str, arguments))).params
+    return run.config_of(RunOptions(**{f.name: given[f.name] for f in fields(RunOptions)}))
 
 
 def assert_same(run: Path, reference: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.doctor.findings import MISSING, OK, Finding, from_error
@@ -25,15 +25,13 @@ class Table:
     documents: int
 
 
-def check(config, family: str, say: Callable[[str], None]) -> Iterator[Finding | Table]:
+def check(config, family: str) -> Iterator[Finding | Table]:
     """One finding a benchmark, and a Table for each that a run could use. config: RunConfig. family: the
     backbone's."""
     for benchmark in config.benchmarks:
         what = f"data {benchmark.name}"
         try:
-            source = locate(
-                config.suite, benchmark, config.data, config.load.download, varied_for(family), say
-            )
+            source = locate(config.suite, benchmark, config.data, config.load.download, varied_for(family))
             problems = [p for role in source.files for p in _problems(benchmark, role, source)]
             documents = _rows(source)
         except UserError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 
 from harness.doctor.findings import MISSING, OK, Finding
@@ -11,14 +11,14 @@ from harness.doctor.findings import MISSING, OK, Finding
 Wanted = tuple[str, str, "str | None", "tuple[str, ...]"]
 
 
-def check(wanted: Sequence[Wanted], say: Callable[[str], None]) -> Iterator[Finding]:
+def check(wanted: Sequence[Wanted]) -> Iterator[Finding]:
     """One finding a repository: reachable, its commit, the bytes that the needed files have."""
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         yield Finding(MISSING, "hub", "HF_HUB_OFFLINE is set, so --online can ask nothing", "unset it")
         return
-    say(f"NETWORK: asking {constants.ENDPOINT} about {len(wanted)} repositories (nothing is downloaded)")
+    print(f"NETWORK: asking {constants.ENDPOINT} about {len(wanted)} repositories (nothing is downloaded)")
     api = HfApi()
     for repo, kind, revision, patterns in wanted:
         ask = api.model_info if kind == "model" else api.dataset_info

@@ -20,17 +20,17 @@ from methods.errors import UserError
 Budget = int | float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The options of `run_all.py`, checked. `methods` are specs such as `fastv:k=3,schedule=average`. `limit`
     is documents a benchmark (None: all), `limits` the same for single ones. `load`: how the backbone is found
     and loaded.
     """
 
-    budgets: tuple[Budget, ...]
     benchmarks: tuple[Benchmark, ...]
-    methods: tuple[str, ...]
     out: Path
+    budgets: tuple[Budget, ...] = (64,)
+    methods: tuple[str, ...] = ("all",)
     backbone: str = "pocket-llava"
     suite: Suite = POCKET8
     data: Path | None = None

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from harness.run.config import Cell, Method, RunConfig, build_pruner, make_cell, method_at
+from harness.run.device import name_of
 from harness.store import records
 from harness.store.journal import Journal
 from methods.errors import UserError
@@ -38,7 +39,7 @@ class Session:
         self.backbone = self._load()
         self.described = self.backbone.describe()
         self.methods = self._methods()
-        self.device_name = device_name(config.device)
+        self.device_name = name_of(config.device)
 
     def _load(self):
         import backbones
@@ -186,19 +187,3 @@ class Session:
                 inputs = functools.partial(model.inputs, [request])
                 probes.append(Probe(documents.benchmark.name, q.row, q.text, q.image, inputs))
         return probes
-
-
-def device_name(device: str) -> str:
-    """The GPU's name, or the processor's and how many threads torch uses."""
-    import torch
-
-    if device.partition(":")[0] == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
-        name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import app
+from harness.cli.options import split_specs
 from harness.run.config import digest, parse_budget
 from harness.tasks.suites import BENCHMARKS, EIGHT, parse_tasks
 from methods.errors import UserError
@@ -45,13 +46,13 @@ def test_tasks_keep_the_tables_order():
     ],
 )
 def test_method_specs(text, specs):
-    assert app.split_specs(text) == specs
+    assert split_specs(text) == specs
 
 
 @pytest.mark.parametrize("text", ["k=3", ",", ""])
 def test_bad_method_lists(text):
     with pytest.raises(UserError):
-        app.split_specs(text)
+        split_specs(text)
 
 
 def test_digest_is_stable_and_sensitive():

@@ -1,11 +1,13 @@
 """`python -m harness doctor`: what it checks, what it says is missing, its exit code; no network."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import huggingface_hub
 import pyarrow.parquet
 import pytest
+import short_run
 import torch
 
 from harness.cli import app
@@ -95,10 +97,8 @@ def test_bad_input_is_exit_code_2(hub_checkpoints, mirror, capsys):
 
 
 def config(**changes):
-    options = app._parser().parse_args(["--backbone", "llava-1.5-7b", "--tasks", "paper", "--device", "cpu"])
-    from dataclasses import replace
-
-    return replace(app._config(options), **changes)
+    base = ["--backbone", "llava-1.5-7b", "--tasks", "paper", "--device", "cpu"]
+    return replace(short_run.config(base), **changes)
 
 
 def test_memory_of_a_gpu(monkeypatch):
@@ -131,13 +131,11 @@ def test_the_estimate_counts_the_runs_answers():
     assert hours == sorted(hours, reverse=True) and hours[-1] > 0.05, "A6000, A100, H100"
 
 
-def test_online_says_so_first(monkeypatch):
-    said = []
+def test_online_says_so_first(monkeypatch, capsys):
     files = [SimpleNamespace(rfilename=n, size=s) for n, s in (("data/test-0.parquet", 2e9), ("x.bin", 9e9))]
 
     class Api:
         def dataset_info(self, repo, **more):
-            assert said and said[0].startswith("NETWORK: asking")
             if repo == "org/closed":
                 raise OSError("403 forbidden\nmore")
             return SimpleNamespace(siblings=files, sha="c0ffee", gated="auto")
@@ -146,10 +144,13 @@ def test_online_says_so_first(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     wanted = [(repo, "dataset", None, ("data/test-*",)) for repo in ("org/open", "org/closed")]
     wanted.append(("org/other", "dataset", None, ("dev/*",)))
-    found = list(online.check(wanted, said.append))
-    assert [f.level for f in found] == [OK, MISSING, MISSING] and len(said) == 1
+    findings = online.check(wanted)
+    found = [next(findings)]
+    assert capsys.readouterr().out.startswith("NETWORK: asking"), "before the first answer is shown"
+    found += findings
+    assert [f.level for f in found] == [OK, MISSING, MISSING]
     assert "commit c0ffee, 1 files, 2.0 GB" in found[0].text and "gated" in found[0].text
     assert "403 forbidden" in found[1].text
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    (found,) = online.check(wanted, said.append)
-    assert found.level == MISSING and len(said) == 1
+    (found,) = online.check(wanted)
+    assert found.level == MISSING and not capsys.readouterr().out

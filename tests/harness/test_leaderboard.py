@@ -21,7 +21,7 @@ def counter():
 
 
 def config(*budgets, tasks=("gqa", "pope")):
-    return RunConfig(budgets, tuple(BENCHMARKS[t] for t in tasks), ("all",), Path("out"))
+    return RunConfig(budgets=budgets, benchmarks=tuple(BENCHMARKS[t] for t in tasks), out=Path("out"))
 
 
 def cell(task, spec, budget, hits, kept):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import short_run
 
 from backbones.hub.load import SYSTEM_SENTENCE
 from harness.cli import app
@@ -171,7 +172,7 @@ def test_suites_and_columns():
 
 
 def options(*arguments: str):
-    return app._config(app._parser().parse_args([*arguments, "--device", "cpu"]))
+    return short_run.config([*arguments, "--device", "cpu"])
 
 
 def test_what_the_paper_suite_brings():

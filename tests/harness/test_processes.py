@@ -10,7 +10,7 @@ import pytest
 import short_run
 
 from harness.cli import app
-from harness.run import processes
+from harness.run import device, processes
 from harness.store import journal, records
 from methods.errors import UserError
 
@@ -100,11 +100,11 @@ def test_a_process_without_a_gpu_is_bad_input(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert app.resolve_device("auto") == app.resolve_device("cuda") == "cuda:1"
-    assert app.resolve_device("cpu") == "cpu"
+    assert device.resolve("auto") == device.resolve("cuda") == "cuda:1"
+    assert device.resolve("cpu") == "cpu"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(UserError, match="process 2 on this machine has no GPU of its own"):
-        app.resolve_device("auto")
+        device.resolve("auto")
 
 
 def test_the_parts_of_a_benchmark_are_its_batches(backbone):

@@ -80,6 +80,6 @@ def test_the_engine_is_local_where_several_processes_are_launched(command, tmp_p
     from harness.run import processes, runner
     from methods.errors import UserError
 
-    config = app._config(app._parser().parse_args(command(tmp_path, "--engine", "ray")))
+    config = short_run.config(command(tmp_path, "--engine", "ray"))
     with pytest.raises(UserError, match="run it without accelerate launch"):
         runner._start(config, processes.Processes(0, 2), None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import short_run
 
 from harness.cli import app
 from harness.store import records
@@ -291,8 +292,7 @@ def test_the_vision_tower_runs_once_an_image_for_all_methods(command, tmp_path, 
     from harness.run.local import LocalEngine
     from harness.tasks.suites import parse_tasks
 
-    options = app._parser().parse_args(command(tmp_path, "--tasks", "gqa", "--methods", "random,uniform"))
-    config = app._config(options)
+    config = short_run.config(command(tmp_path, "--tasks", "gqa", "--methods", "random,uniform"))
     assert isinstance(config, RunConfig) and parse_tasks("gqa") == list(config.benchmarks)
     engine = LocalEngine(config)
     assert len(list(engine.compute(engine.session.cells, print))) == 3

@@ -1,6 +1,7 @@
 """Scores against sums written out, SoftTopK against Sinkhorn and finite differences, the gate's moments."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import torch.nn.functional as F
 
 from methods.stepprune.gate import LocalDenoiser, noise_gate, root
 from methods.stepprune.policy import Choices
+from methods.stepprune.training.options import Aggregation
 from methods.stepprune.training.scores import (
-    AGGREGATIONS,
     alive,
     default_gamma,
     expected_length,
@@ -30,7 +31,7 @@ def trajectory():
     return p, Choices(order, torch.tensor([2, 0, 6]))
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", get_args(Aggregation))
 def test_scores_are_the_sum(trajectory, aggregation):
     p, choices = trajectory
     got = scores(p, choices, gamma=0.9, aggregation=aggregation)

@@ -17,7 +17,8 @@ from backbones.families import adapter_for
 from backbones.families.family import Grid
 from methods.stepprune.gate import LocalDenoiser, noise_gate
 from methods.stepprune.policy import Choices, Policy, cut_at, trimmed
-from methods.stepprune.training.scores import Aggregation, expected_length, scores, with_held_length
+from methods.stepprune.training.options import Aggregation
+from methods.stepprune.training.scores import expected_length, scores, with_held_length
 from methods.stepprune.training.soft_topk import soft_topk, standardised
 
 IGNORE = -100

@@ -1,4 +1,4 @@
-"""The options of `harness train`, `ablate`, `calibrate` and `bench-policy`, with all their defaults. Imports
+"""The options of `harness train`, `ablate` and `calibrate`, with all their defaults. Imports
 nothing heavy, so that the commands' help answers at once."""
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from methods.errors import UserError
 Aggregation = Literal["full", "alive", "uniform", "last"]
 #: groups of an ablation's rows: Table 4, switches that are ours, values that the paper leaves open
 Rows = Literal["paper", "ours", "open"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -131,32 +130,3 @@ class CalibrateOptions:
     backbone: str = "pocket-llava"
     images: int = 48
     device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What `bench-policy` takes. The widths are LLaVA-1.5-7B's.
-
-    Attributes:
-        width: Of the vision tower.
-        text_width: Of the language model.
-        visual_tokens: Of an image.
-        text_tokens: Of a question.
-        steps: K_max, one or several.
-        batch_size: Questions at once, one or several.
-        device: cpu, cuda, or auto.
-        dtype: Of the policy's weights.
-        repeats: Calls timed.
-        report: JSON file to write.
-    """
-
-    width: int = 1024
-    text_width: int = 4096
-    visual_tokens: int = 576
-    text_tokens: int = 62
-    steps: tuple[int, ...] = (64,)
-    batch_size: tuple[int, ...] = (1,)
-    device: str = "auto"
-    dtype: Dtype = "bfloat16"
-    repeats: int = 20
-    report: Path | None = None

@@ -7,6 +7,7 @@ bool [B, S], False at steps after the one that stopped.
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 

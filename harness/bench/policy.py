@@ -1,21 +1,51 @@
-"""Time of the selection policy at real size: encoder and loop apart, eager and recorded."""
+"""`python -m harness bench-policy`: time of StepPrune's policy at real size, encoder and loop apart, eager
+and recorded as a CUDA graph."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-import torch
+from harness.run.device import name_of, resolve
 
-from harness.run.session import device_name
-from methods.stepprune.fast import ChunkedLoop
-from methods.stepprune.policy import Policy, PolicyConfig
-from methods.stepprune.training.options import BenchOptions
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `bench-policy` takes. The widths are LLaVA-1.5-7B's.
+
+    Attributes:
+        width: Of the vision tower.
+        text_width: Of the language model.
+        visual_tokens: Of an image.
+        text_tokens: Of a question.
+        steps: K_max, one or several.
+        batch_size: Questions at once, one or several.
+        device: cpu, cuda, or auto.
+        dtype: Of the policy's weights.
+        repeats: Calls timed.
+        report: JSON file to write.
+    """
+
+    width: int = 1024
+    text_width: int = 4096
+    visual_tokens: int = 576
+    text_tokens: int = 62
+    steps: tuple[int, ...] = (64,)
+    batch_size: tuple[int, ...] = (1,)
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    repeats: int = 20
+    report: Path | None = None
 
 
 def milliseconds(call: Callable[[], object], repeats: int, cuda: bool) -> float:
     """Median over `repeats` calls, after two that are not counted."""
+    import torch
+
     times = []
     for _ in range(repeats + 2):
         if cuda:
@@ -28,12 +58,15 @@ def milliseconds(call: Callable[[], object], repeats: int, cuda: bool) -> float:
     return sorted(times[2:])[repeats // 2]
 
 
-@torch.inference_mode()
 def measure(
-    policy: Policy, batch: int, visual_tokens: int, text_tokens: int, repeats: int
+    policy, batch: int, visual_tokens: int, text_tokens: int, repeats: int
 ) -> dict[str, float | bool]:
     """Milliseconds of encoder and memory, of the eager loop, and of the recorded one, for random inputs; all
     K_max steps are taken. equal: whether both loops choose the same tokens."""
+    import torch
+
+    from methods.stepprune.fast import ChunkedLoop
+
     like, c = policy.start, policy.config
     visual = torch.randn(batch, visual_tokens, c.width, device=like.device, dtype=like.dtype)
     text = torch.randn(batch, text_tokens, c.text_width, device=like.device, dtype=like.dtype)
@@ -51,9 +84,11 @@ def measure(
 
 def run(options: BenchOptions) -> int:
     """`python -m harness bench-policy`."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    import torch
+
+    from methods.stepprune.policy import Policy, PolicyConfig
+
+    device = resolve(options.device)
     dtype = getattr(torch, options.dtype)
     rows = []
     for steps in options.steps:
@@ -62,14 +97,15 @@ def run(options: BenchOptions) -> int:
         policy = policy.to(device, dtype).eval()
         weights = sum(p.numel() * p.element_size() for p in policy.decoder.parameters())
         for batch in options.batch_size:
-            found = measure(policy, batch, options.visual_tokens, options.text_tokens, options.repeats)
+            with torch.inference_mode():
+                found = measure(policy, batch, options.visual_tokens, options.text_tokens, options.repeats)
             rows.append({"steps": steps, "batch_size": batch, "decoder_weight_bytes": weights, **found})
             print(rows[-1])
     if options.report:
         settings = {
             k: getattr(options, k) for k in ("width", "visual_tokens", "text_tokens", "dtype", "repeats")
         }
-        body = {"device": device_name(device), "torch": torch.__version__, **settings, "rows": rows}
+        body = {"device": name_of(device), "torch": torch.__version__, **settings, "rows": rows}
         options.report.parent.mkdir(parents=True, exist_ok=True)
         options.report.write_text(json.dumps(body, indent=1) + "\n")
     return 0
