@@ -30,12 +30,12 @@ class Examination:
         """The checkpoint (backbones.hub.find.Found); None if it is not there."""
         from backbones.hub.find import find
 
+        checkpoint = None
         try:
             checkpoint = find(name, revision, download)
             self.tell(_found(checkpoint))
         except UserError as error:
             self.tell(from_error("checkpoint", error))
-            return None
         return checkpoint
 
     def run(self, config, checkpoint) -> int:
