@@ -10,7 +10,6 @@ Nothing heavy is imported before `load`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,6 @@ def load(
     options: LoadOptions | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    say: Callable[[str], None] = print,
 ) -> Backbone:
     """The one loader: a shipped checkpoint, a short name, a checkpoint folder, or a hub id.
 
@@ -43,7 +41,8 @@ def load(
         options: devices, quantisation, conventions of images and prompts, download; None: all as by default.
         device: of all weights, where `options.device_map` does not spread them.
         dtype: float32, bfloat16 or float16.
-        say: is told before the network is asked, which happens only with `options.download`.
+
+    The network is asked only with `options.download`, after a warning in the log.
 
     Raises:
         UserError: no such checkpoint, not whole (a tensor of the model is not in its files, has another
@@ -52,4 +51,4 @@ def load(
     """
     from backbones.hub.load import load as read
 
-    return read(name, options, device, dtype, say)
+    return read(name, options, device, dtype)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from backbones import NAMED
 from backbones.hub.known import KNOWN
 from methods.errors import UserError
 
+LOG = logging.getLogger(__name__)
 #: what a checkpoint needs: no pickled weights, no code
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -34,12 +35,12 @@ class Found:
 
 
 def find(
-    name: str, revision: str | None = None, download: bool = False, say: Callable[[str], None] = print
+    name: str, revision: str | None = None, download: bool = False
 ) -> Found:
     """A short name (`backbones.NAMED`, `KNOWN`), a folder with config.json, or a hub id -> the checkpoint.
 
-    revision: branch, tag or commit of a hub checkpoint. Asks the network only with `download`, and tells
-    `say` before it does. Raises UserError, with the command that gets what is missing.
+    revision: branch, tag or commit of a hub checkpoint. Asks the network only with `download`, and logs
+    a warning before it does. Raises UserError, with the command that gets what is missing.
     """
     folder = NAMED.get(name, Path(name).expanduser())
     if name in NAMED or (folder / "config.json").is_file():
@@ -56,7 +57,7 @@ def find(
     folder = cached(repo, "model", revision)
     lacking = ["everything"] if folder is None else missing_files(folder)
     if lacking and download:
-        folder = fetch(repo, "model", revision, PATTERNS, say)
+        folder = fetch(repo, "model", revision, PATTERNS)
         lacking = missing_files(folder)
     if lacking:
         where = "is not in the Hugging Face cache" if folder is None else f"lacks {', '.join(lacking)}"
@@ -95,16 +96,14 @@ def cached(repo: str, kind: str, revision: str | None = None) -> Path | None:
         raise UserError(f"{repo!r} is no valid hub id") from error
 
 
-def fetch(
-    repo: str, kind: str, revision: str | None, patterns: tuple[str, ...], say: Callable[[str], None]
-) -> Path:
+def fetch(repo: str, kind: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     """Download what `patterns` name, after saying so; the snapshot folder. Raises UserError if the hub
     refuses or cannot be reached, or if offline mode is on."""
     from huggingface_hub import constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"HF_HUB_OFFLINE is set, so {repo} cannot be downloaded; unset it, or get the files")
-    say(
+    LOG.warning(
         f"NETWORK: downloading {repo}{_at(revision)} ({', '.join(patterns)}) from {constants.ENDPOINT} into "
         f"{constants.HF_HUB_CACHE}"
     )

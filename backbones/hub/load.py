@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Callable
 
 import torch
 
@@ -30,14 +29,13 @@ def load(
     options: LoadOptions | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    say: Callable[[str], None] = print,
 ) -> Backbone:
     """See `backbones.load`."""
     options = options or LoadOptions()
     kind = getattr(torch, dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise UserError(f"dtype {dtype!r} is unknown; use float32, bfloat16 or float16")
-    found = finding.find(name, options.revision, options.download, say)
+    found = finding.find(name, options.revision, options.download)
     backbone = Backbone(
         found.name,
         _model(found, options, device, kind),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from harness.run.config import RunConfig
@@ -18,7 +17,7 @@ from harness.run.session import Session
 from harness.store import records
 
 
-def run(config: RunConfig, report: Path, say: Callable[[str], None] = print) -> int:
+def run(config: RunConfig, report: Path) -> int:
     """Measure, write `report` and print it. Exit code 1 if a cell failed or an answer differs."""
     check_writable(report.parent)
     session = Session(config)
@@ -41,7 +40,7 @@ def run(config: RunConfig, report: Path, say: Callable[[str], None] = print) -> 
         "methods": [m.spec for m in session.methods],
     }
     records.write(report, result)
-    say(
+    print(
         f"{len(session.cells)} cells, {len(together)} answers: sweep {sweep:.1f} s, each cell alone at batch "
         f"size 1 {one_by_one:.1f} s, {one_by_one / sweep:.2f}x; {same} of {len(together)} answers equal. "
         f"Written to {report}"

@@ -16,6 +16,7 @@ from typing import get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from harness.cli import terminal
 from methods.errors import UserError
 
 #: columns of a help page, unless the terminal has fewer
@@ -127,6 +128,7 @@ def invoke(parser: TyperCommand, arguments: Sequence[str] | None, name: str) -> 
 
     A reader that closes the pipe early (`--list | head`) ends the command in silence.
     """
+    terminal.attach()
     try:
         code = parser.main(args=arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 
 from harness.doctor.findings import MISSING, OK, Finding
 
+LOG = logging.getLogger(__name__)
 #: (repository, kind, revision, patterns of the files that are needed)
 Wanted = tuple[str, str, "str | None", "tuple[str, ...]"]
 
@@ -18,7 +20,9 @@ def check(wanted: Sequence[Wanted]) -> Iterator[Finding]:
     if constants.HF_HUB_OFFLINE:
         yield Finding(MISSING, "hub", "HF_HUB_OFFLINE is set, so --online can ask nothing", "unset it")
         return
-    print(f"NETWORK: asking {constants.ENDPOINT} about {len(wanted)} repositories (nothing is downloaded)")
+    LOG.warning(
+        f"NETWORK: asking {constants.ENDPOINT} about {len(wanted)} repositories (nothing is downloaded)"
+    )
     api = HfApi()
     for repo, kind, revision, patterns in wanted:
         ask = api.model_info if kind == "model" else api.dataset_info

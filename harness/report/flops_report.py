@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -111,7 +111,6 @@ def run(
     text_tokens: int = TEXT_TOKENS,
     image_size: int | None = None,
     visual_only: bool = False,
-    say: Callable[[str], None] = print,
 ) -> int:
     """Print the tables. Returns 1 if the three counters do not agree to the last MAC.
 
@@ -127,24 +126,24 @@ def run(
     for budget in budgets:
         if budget > counter.visual_tokens:
             raise UserError(f"--budget {budget}: an image has {counter.visual_tokens} visual tokens")
-    say(_caption(shape, counter))
+    print(_caption(shape, counter))
     vanilla = counter.count("vanilla", None)
     for budget in sorted(dict.fromkeys(budgets), reverse=True):
-        say(f"\n## Budget {budget:g}{' of the image' if isinstance(budget, float) else ' visual tokens'}\n")
+        print(f"\n## Budget {budget:g}{' of the image' if isinstance(budget, float) else ' visual tokens'}\n")
         rows, skipped = _rows(counter, specs, budget, vanilla, visual_only)
-        say(_render(rows))
+        print(_render(rows))
         for spec, reason in skipped:
-            say(f"\n{spec} is left out: {reason}")
+            print(f"\n{spec} is left out: {reason}")
     for table in published_tables(counter):
-        say("\n" + table)
+        print("\n" + table)
     problems = counter.counters.disagreements
     number = counter.counters.checked
-    say(
+    print(
         f"\nThree counters (fvcore, torch.utils.flop_counter, closed form) on {number} parts: "
         + ("equal to the last MAC." if not problems else f"{len(problems)} DISAGREE:")
     )
     for line in problems:
-        say(f"  {line}")
+        print(f"  {line}")
     return 1 if problems else 0
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +25,7 @@ from harness.run.session import Session
 from harness.store import records
 from methods.errors import UserError
 
+LOG = logging.getLogger(__name__)
 FOLDER = Path("results", "runs", "latency")
 NOT_MEASURED = "not measured"
 
@@ -60,22 +62,22 @@ class Request:
         )  # fmt: skip
 
 
-def run(request: Request, say: Callable[[str], None] = print) -> int:
+def run(request: Request) -> int:
     """Measure, write record and table, print the table. Returns 1 if a method failed or was left out."""
     if request.text_tokens is not None and request.weights == "checkpoint":
         raise UserError("--text-tokens: a checkpoint is asked real questions; use it with --random-weights")
     path = request.out or FOLDER / f"{_default_name(request)}.json"
     check_writable(path.parent)
-    record = _estimate_only(request) if request.weights == "none" else _measured(request, say)
+    record = _estimate_only(request) if request.weights == "none" else _measured(request)
     table = latency_table.render(record)
     records.write(path, record)
     path.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
-    say("\n" + table)
-    say(f"\nWritten to {path} and {path.with_suffix('.md')}")
+    print("\n" + table)
+    LOG.info(f"\nWritten to {path} and {path.with_suffix('.md')}")
     failed = [r for r in record["results"] if r["status"] == "failed"]
     for result in failed:
         method = result["method"]
-        say(f"FAILED {method['spec']} / {method['budget']}: {result['error'].strip().splitlines()[-1]}")
+        LOG.error(f"FAILED {method['spec']} / {method['budget']}: {result['error'].strip().splitlines()[-1]}")
     return 1 if failed or record["left_out"] else 0
 
 
@@ -106,7 +108,7 @@ class _RandomSession(Session):
         return pruner
 
 
-def _measured(request: Request, say: Callable[[str], None]) -> dict:
+def _measured(request: Request) -> dict:
     if request.weights == "random":
         session = _RandomSession(request.config, shapes.load(request.backbone))
         samples = [session.backbone.synthetic(request.text_tokens or TEXT_TOKENS)]
@@ -118,14 +120,14 @@ def _measured(request: Request, say: Callable[[str], None]) -> dict:
         shape = _shape_of(session, samples[0])
         source = f"{session.config.suite.title}: " + ", ".join(f"{p.task} {p.row}" for p in probes)
     for line in session.left_out:
-        say(f"LEFT OUT {line}")
+        LOG.warning(f"LEFT OUT {line}")
     for line in session.unavailable:
-        say(f"not available here: {line}")
+        LOG.warning(f"not available here: {line}")
     text_tokens = _text_tokens(session.backbone, samples)
     estimates = Roofline(shape, round(text_tokens)) if shape else None
     results = []
     for batch in request.batch_sizes:
-        results += _batch(request, session, samples, batch, estimates, say)
+        results += _batch(request, session, samples, batch, estimates)
     gpu = energy.find(request.device)
     header = session.header()
     header["device"] |= {"cuda": torch.version.cuda, **(gpu.facts() if gpu else {})}
@@ -176,7 +178,7 @@ def _text_tokens(backbone, samples: Sequence[Mapping[str, Tensor]]) -> float:
 
 
 def _batch(
-    request: Request, session: Session, samples: Sequence[dict], batch: int, estimates, say
+    request: Request, session: Session, samples: Sequence[dict], batch: int, estimates
 ) -> list[dict]:
     """One result a method, measured in turn at one batch size: copies of each sample."""
     from tqdm import tqdm
@@ -203,8 +205,8 @@ def _batch(
     for (pruner, result), times, graph in zip(runnable, timed, recorded):
         result |= {"status": "done", "latency_ms": times.summary(), "graph_ms": graph.summary()}
         if request.profile:
-            say(f"\n## {result['method']['spec']} at batch size {batch}\n")
-            say(_profile(backbone, pruner, copies[0]))
+            print(f"\n## {result['method']['spec']} at batch size {batch}\n")
+            print(_profile(backbone, pruner, copies[0]))
     return results
 
 

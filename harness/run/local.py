@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ class LocalEngine:
     def __init__(self, config: RunConfig, team: Processes = ALONE):
         self.session, self.team = Session(config), team
 
-    def compute(self, todo: Sequence[Cell], say: Callable[[str], None]) -> Iterator[dict]:
+    def compute(self, todo: Sequence[Cell]) -> Iterator[dict]:
         """Answer and score the cells, task by task; yields each record once it is on disk, in the first
         process."""
         if not todo:

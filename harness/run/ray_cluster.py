@@ -8,12 +8,13 @@ paths), not --out.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from harness.run.local import LocalEngine
 from harness.run.session import Session
 from methods.errors import UserError
 
+LOG = logging.getLogger(__name__)
 #: workers that are tried for a cell before it counts as failed
 TRIES = 3
 #: bytes of shared memory that a local cluster takes: answers are small
@@ -55,7 +57,7 @@ class RayEngine:
             self.close()
             raise
 
-    def compute(self, todo: Sequence[Cell], say: Callable[[str], None]) -> Iterator[dict]:
+    def compute(self, todo: Sequence[Cell]) -> Iterator[dict]:
         """Answer the cells, one a worker at a time, and score them here; yields each record once it is on
         disk."""
         if not todo:
@@ -72,7 +74,7 @@ class RayEngine:
             for seat in session.seats(documents, cells, session.config.out):
                 jobs.put((seat, documents))
         for number in range(min(self.workers, len(todo))):
-            threading.Thread(target=self._serve, args=(number, jobs, done, say), daemon=True).start()
+            threading.Thread(target=self._serve, args=(number, jobs, done), daemon=True).start()
         with tqdm(total=len(todo), desc="cells", unit="cell", disable=None) as bar:
             for _ in todo:
                 seat, documents, problem = done.get()
@@ -120,7 +122,7 @@ class RayEngine:
     def _dismiss(self, number: int) -> None:
         self._ray.kill(self._hired.pop(number))
 
-    def _serve(self, number: int, jobs: queue.SimpleQueue, done: queue.SimpleQueue, say) -> None:
+    def _serve(self, number: int, jobs: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
         """Have the number-th worker do one job after the other."""
         while True:
             try:
@@ -128,13 +130,13 @@ class RayEngine:
             except queue.Empty:
                 return
             try:
-                self._answer(number, seat, say)
+                self._answer(number, seat)
                 done.put((seat, documents, None))
             except BaseException as error:
                 done.put((seat, documents, error))
                 return
 
-    def _answer(self, number: int, seat, say: Callable[[str], None]) -> None:
+    def _answer(self, number: int, seat) -> None:
         """Journal all answers to the seat's cell, or set its error. Raises UserError as the worker does."""
         journal, report, errors = seat.model.journal, seat.report, self._ray.exceptions
         for attempt in range(1, TRIES + 1):
@@ -153,7 +155,8 @@ class RayEngine:
                 return
             except errors.RayError as error:
                 self._dismiss(number)
-                say(f"lost a worker in {seat.cell.name} (try {attempt} of {TRIES}): {type(error).__name__}")
+                what = f"{seat.cell.name} (try {attempt} of {TRIES}): {type(error).__name__}"
+                LOG.warning(f"lost a worker in {what}")
                 lost = error
         report.error = f"{TRIES} Ray workers were lost over this cell, one after the other ({lost})"
 

@@ -24,7 +24,7 @@ class Engine(Protocol):
 
     session: Session
 
-    def compute(self, todo: Sequence[Cell], say: Callable[[str], None]) -> Iterator[dict]:
+    def compute(self, todo: Sequence[Cell]) -> Iterator[dict]:
         """Answer and score the cells; yields each record once it is on disk."""
         ...
 
@@ -138,7 +138,7 @@ def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE
         f"{reused} finished earlier in {config.out} are re-used, {len(todo)} to compute"
         + (f", by {team.size} processes" if team.size > 1 else "")
     )
-    for record in engine.compute(todo, say):
+    for record in engine.compute(todo):
         found[record["key"]] = record
     if not team.first:
         return None

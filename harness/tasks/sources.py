@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +83,6 @@ def hub(
     benchmark: Benchmark,
     mirror: Path | None = None,
     download: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Source:
     """The benchmark's own data, from the folder `mirror` or else from the Hugging Face cache.
 
@@ -104,7 +103,7 @@ def hub(
         found = ((name, cached(name, "dataset")) for name in names)
         repo, folder = next(((n, f) for n, f in found if f is not None), (names[0], None))
         if download and (folder is None or _lacks(benchmark, folder)):
-            repo, folder = names[0], fetch(names[0], "dataset", None, patterns(benchmark), say)
+            repo, folder = names[0], fetch(names[0], "dataset", None, patterns(benchmark))
         if folder is None:
             raise UserError(
                 f"no data for {benchmark.name}: {names[0]} is not in the Hugging Face cache; get it with: "
@@ -203,12 +202,11 @@ def locate(
     data: Path | None,
     download: bool = False,
     varied: bool = False,
-    say: Callable = print,
 ) -> Source:
     """The benchmark's files in a suite (`harness.tasks.suites`); without `data`, Pocket-8 is drawn on first
     use, on canvases of varied size or on squares."""
     if suite.split is None:
-        return hub(benchmark, data, download, say)
+        return hub(benchmark, data, download)
     if data is None:
         from harness.pocket import data
 

@@ -131,11 +131,12 @@ def test_the_estimate_counts_the_runs_answers():
     assert hours == sorted(hours, reverse=True) and hours[-1] > 0.05, "A6000, A100, H100"
 
 
-def test_online_says_so_first(monkeypatch, capsys):
+def test_online_says_so_first(monkeypatch, caplog):
     files = [SimpleNamespace(rfilename=n, size=s) for n, s in (("data/test-0.parquet", 2e9), ("x.bin", 9e9))]
 
     class Api:
         def dataset_info(self, repo, **more):
+            assert caplog.messages[0].startswith("NETWORK: asking"), "before the hub is asked"
             if repo == "org/closed":
                 raise OSError("403 forbidden\nmore")
             return SimpleNamespace(siblings=files, sha="c0ffee", gated="auto")
@@ -144,13 +145,10 @@ def test_online_says_so_first(monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     wanted = [(repo, "dataset", None, ("data/test-*",)) for repo in ("org/open", "org/closed")]
     wanted.append(("org/other", "dataset", None, ("dev/*",)))
-    findings = online.check(wanted)
-    found = [next(findings)]
-    assert capsys.readouterr().out.startswith("NETWORK: asking"), "before the first answer is shown"
-    found += findings
+    found = list(online.check(wanted))
     assert [f.level for f in found] == [OK, MISSING, MISSING]
     assert "commit c0ffee, 1 files, 2.0 GB" in found[0].text and "gated" in found[0].text
     assert "403 forbidden" in found[1].text
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (found,) = online.check(wanted)
-    assert found.level == MISSING and not capsys.readouterr().out
+    assert found.level == MISSING and len(caplog.messages) == 1

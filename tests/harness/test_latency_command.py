@@ -119,7 +119,7 @@ def test_a_failing_method_is_named_and_the_others_are_measured(
     arguments = ["--backbone", tiny_checkpoint / "config.json", "--random-weights", "--budget", 16]
     more = ["--methods", "uniform,random", "--repeats", 1, "--device", "cpu", "--out", out]
     assert run(*arguments, *more) == 1
-    assert "FAILED uniform / 16: ArithmeticError: of no use" in capsys.readouterr().out
+    assert "FAILED uniform / 16: ArithmeticError: of no use" in capsys.readouterr().err
     status = {name: r["status"] for name, r in by_method(records.read(out)).items()}
     assert status == {"vanilla": "done", "uniform": "failed", "random": "done"}
 

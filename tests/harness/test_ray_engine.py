@@ -56,7 +56,7 @@ def test_the_records_are_those_of_the_local_engine_though_a_worker_is_killed(
 
     monkeypatch.setattr(Journal, "append", append)
     assert app.run_all(command(tmp_path, "--engine", "ray", "--address", "auto", "--workers", "2")) == 0
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert killed and said.count("lost a worker in ") == 1 and "try 1 of 3" in said
     short_run.assert_same(tmp_path, local)
     # the local engine finds the cells done

@@ -295,7 +295,7 @@ def test_the_vision_tower_runs_once_an_image_for_all_methods(command, tmp_path, 
     config = short_run.config(command(tmp_path, "--tasks", "gqa", "--methods", "random,uniform"))
     assert isinstance(config, RunConfig) and parse_tasks("gqa") == list(config.benchmarks)
     engine = LocalEngine(config)
-    assert len(list(engine.compute(engine.session.cells, print))) == 3
+    assert len(list(engine.compute(engine.session.cells))) == 3
     assert sum(images) == 5, "ten questions on five images, three methods: five tower runs"
 
 
