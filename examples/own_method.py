@@ -1,7 +1,7 @@
 """Your own pruning method against the shipped ones: `python examples/own_method.py --budget 64 --limit 8`.
 
-All options are those of run_all.py; the class below is known to this process only. In a package of your own, the
-entry-point group `visual_token_pruners` makes it known to every command.
+All options are those of run_all.py. The class below is known to this process only; in a package of your own,
+the entry-point group `visual_token_pruners` makes it known to every command.
 """
 
 import sys

@@ -19,7 +19,8 @@ def main() -> None:
             ids = backbone.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         new = ids[:, inputs["input_ids"].shape[1] :]
         answer = backbone.processor.batch_decode(new, skip_special_tokens=True)[0]
-        print(f"{pruner.name:10} {answer!r}; visual tokens entering each layer: {trace.visual_tokens[0].tolist()}")
+        layers = trace.visual_tokens[0].tolist()
+        print(f"{pruner.name:10} {answer!r}; visual tokens entering each layer: {layers}")
 
 
 if __name__ == "__main__":
