@@ -1,0 +1,200 @@
+"""The page of a run: `index.html`, one file that opens from the disk, offline.
+
+`build` gathers what the page shows as one JSON document (the element `#data` of the page; `harness check` recomputes
+its numbers), `write` fills the template. Nothing is fetched; text from data sets and method names stands in JSON or
+in escaped text, never in markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+#: questions in the explorer unless a run asks for more
+EXPLORED = 60
+#: longest side of an embedded picture, pixels
+SIDE = 336
+#: an answer's score from which it counts as right
+RIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Explored:
+    """One question of the explorer.
+
+    Attributes:
+        id: task and row in its file; stable over runs.
+        task: the benchmark's name.
+        task_title: head of its column.
+        text: as the model is asked.
+        target: the right answer.
+        image: PIL image, RGB.
+        grid: rows and columns of visual tokens.
+        regime: of the scene, "" where the data does not say.
+        kind: of the question, "" where the data does not say.
+        evidence: visual tokens that hold the answer.
+        answers: by method spec: text, score (0 to 1), kept (list or None), ordered, took.
+    """
+
+    id: str
+    task: str
+    task_title: str
+    text: str
+    target: str
+    image: object
+    grid: tuple[int, int]
+    regime: str = ""
+    kind: str = ""
+    evidence: Sequence[int] = ()
+    answers: dict[str, dict] = field(default_factory=dict)
+
+
+def sample(rows: Mapping[str, Sequence[int]], number: int = EXPLORED) -> list[tuple[str, int]]:
+    """Which questions the explorer shows: (task, row) by digest, the tasks in turn, so that a larger sample contains a
+    smaller one.
+
+    Args:
+        rows: by task, the rows that were asked.
+        number: of questions at most.
+    """
+    queues = {task: sorted(own, key=lambda row: _digest(task, row)) for task, own in rows.items()}
+    depth = max((len(q) for q in queues.values()), default=0)
+    turns = [(task, queue[i]) for i in range(depth) for task, queue in queues.items() if i < len(queue)]
+    return turns[:number]
+
+
+def _digest(task: str, row: int) -> str:
+    return hashlib.sha256(f"explorer\x1f{task}\x1f{row}".encode()).hexdigest()
+
+
+def hard(scores: Mapping[str, Sequence[float]], vanilla: Sequence[float], reduced: Sequence[float]) -> dict:
+    """Accuracy on hard questions, by method: % right of those that vanilla has right and downsampling to the same
+    budget has wrong (after VTC-Bench, arXiv 2510.07143). {} if there is no such question.
+
+    Args:
+        scores: by method, each question's score, 0 to 1.
+        vanilla: the same of the unpruned model.
+        reduced: the same of `downsample` at the budget.
+    """
+    chosen = [i for i, (v, d) in enumerate(zip(vanilla, reduced)) if v >= RIGHT and d < RIGHT]
+    if not chosen:
+        return {}
+    return {m: 100 * sum(s[i] >= RIGHT for i in chosen) / len(chosen) for m, s in scores.items()}
+
+
+def build(
+    title: str,
+    table: pd.DataFrame,
+    tasks: Sequence[Mapping[str, str]],
+    labels: Mapping[float, str],
+    roles: Mapping[str, tuple[str, str, str]],
+    pairs: Mapping[float, Mapping] | None = None,
+    questions: Sequence[Explored] = (),
+) -> dict:
+    """The page's data.
+
+    Args:
+        title: of the page.
+        table: the leaderboard's rows (`harness.report.leaderboard.build`).
+        tasks: name and title of each further column that can be chosen: tasks, regimes, kinds.
+        labels: of each budget.
+        roles: by method spec: role (reference, method, control, answer key), where it acts (before, inside, none), its
+            footnote.
+        pairs: by budget: methods, and cells[i][j] = [difference, low, high, p, significant] or None.
+        questions: of the explorer.
+    """
+    blocks = []
+    for budget, rows in table.groupby("block", sort=False):
+        entries = [_row(row, tasks, roles) for row in rows.to_dict("records")]
+        blocks.append({"budget": budget, "label": labels[budget], "rows": entries, "pairs": (pairs or {}).get(budget)})
+    shown = [
+        {**{k: v for k, v in vars(q).items() if k not in ("image", "evidence")}, "evidence": list(q.evidence), "image": picture(q.image)}
+        for q in questions
+    ]
+    return {"title": title, "columns": [dict(t) for t in tasks], "blocks": blocks, "questions": shown}
+
+
+def _row(row: Mapping, tasks: Sequence[Mapping[str, str]], roles: Mapping) -> dict:
+    role, where, note = roles[row["method"]]
+
+    def triple(name: str) -> list | None:
+        value = _number(row.get(name))
+        return None if value is None else [value, _number(row.get(f"{name}_low")), _number(row.get(f"{name}_high"))]
+
+    return {
+        "method": row["method"],
+        "role": role,
+        "where": where,
+        "note": note,
+        "average": triple("average"),
+        "scores": {t["name"]: value for t in tasks if (value := triple(t["name"]))},
+        "group": row.get("group") or None,
+        "failed": list(row.get("failed") or []),
+        "ms": _number(row.get("prefill")),
+        "mean": _number(row.get("mean_over_layers")),
+        "ratio": _number(row.get("gflops_ratio")),
+        **{k: _number(row.get(k)) for k in ("kept", "kept_std", "gflops", "speedup", "hard", "recall", "equal", "capped")},
+    }
+
+
+def _number(value: object) -> float | None:
+    """A finite float, or None."""
+    if value is None or isinstance(value, str):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def picture(image) -> str:
+    """A PIL image as a data URI, JPEG, scaled down to at most SIDE."""
+    small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def as_json(data: Mapping) -> str:
+    """JSON that may stand inside a script element: no `<`, so no `</script>` and no `<!--`."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def write(path: Path, data: Mapping, caption: Iterable[str], lead: str, footer: str, published: str = "") -> Path:
+    """Fill the template and write the page.
+
+    Args:
+        path: of the file.
+        data: see `build`.
+        caption: how it was measured, a line each, plain text.
+        lead: one sentence under the title.
+        footer: versions and date.
+        published: HTML of the published numbers' section, already escaped.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("harness.report", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    here = Path(__file__).parent
+    html = environment.get_template("page.html.j2").render(
+        title=data["title"],
+        lead=lead,
+        caption=list(caption),
+        footer=footer,
+        published=Markup(published),
+        has_questions=bool(data["questions"]),
+        has_regimes=any(q["regime"] for q in data["questions"]),
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        script=Markup((here / "page.js").read_text(encoding="utf-8")),
+        data=Markup(as_json(data)),
+    )
+    path.write_text(html, encoding="utf-8")
+    return path
