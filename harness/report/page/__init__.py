@@ -1,8 +1,8 @@
 """The page of a run: `index.html`, one file that opens from the disk, offline.
 
-`build` gathers what the page shows as one JSON document (the element `#data` of the page; `harness check` recomputes
-its numbers), `write` fills the template. Nothing is fetched; text from data sets and method names stands in JSON or
-in escaped text, never in markup.
+`build` gathers what the page shows as one JSON document (the element `#data` of the page; `harness check`
+recomputes its numbers), `write` fills the template. Nothing is fetched; text from data sets and method names
+stands in JSON or in escaped text, never in markup.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Explored:
 
 
 def sample(rows: Mapping[str, Sequence[int]], number: int = EXPLORED) -> list[tuple[str, int]]:
-    """Which questions the explorer shows: (task, row) by digest, the tasks in turn, so that a larger sample contains a
-    smaller one.
+    """Which questions the explorer shows: (task, row) by digest, the tasks in turn, so that a larger sample
+    contains a smaller one.
 
     Args:
         rows: by task, the rows that were asked.
@@ -76,8 +76,8 @@ def _digest(task: str, row: int) -> str:
 
 
 def hard(scores: Mapping[str, Sequence[float]], vanilla: Sequence[float], reduced: Sequence[float]) -> dict:
-    """Accuracy on hard questions, by method: % right of those that vanilla has right and downsampling to the same
-    budget has wrong (after VTC-Bench, arXiv 2510.07143). {} if there is no such question.
+    """Accuracy on hard questions, by method: % right of those that vanilla has right and downsampling to the
+    same budget has wrong (after VTC-Bench, arXiv 2510.07143). {} if there is no such question.
 
     Args:
         scores: by method, each question's score, 0 to 1.
@@ -106,19 +106,18 @@ def build(
         table: the leaderboard's rows (`harness.report.leaderboard.build`).
         tasks: name and title of each further column that can be chosen: tasks, regimes, kinds.
         labels: of each budget.
-        roles: by method spec: role (reference, method, control, answer key), where it acts (before, inside, none), its
-            footnote.
+        roles: by method spec: role (reference, method, control, answer key), where it acts (before, inside,
+            none), its footnote.
         pairs: by budget: methods, and cells[i][j] = [difference, low, high, p, significant] or None.
         questions: of the explorer.
     """
     blocks = []
     for budget, rows in table.groupby("block", sort=False):
         entries = [_row(row, tasks, roles) for row in rows.to_dict("records")]
-        blocks.append({"budget": budget, "label": labels[budget], "rows": entries, "pairs": (pairs or {}).get(budget)})
-    shown = [
-        {**{k: v for k, v in vars(q).items() if k not in ("image", "evidence")}, "evidence": list(q.evidence), "image": picture(q.image)}
-        for q in questions
-    ]
+        blocks.append(
+            {"budget": budget, "label": labels[budget], "rows": entries, "pairs": (pairs or {}).get(budget)}
+        )
+    shown = [{**vars(q), "evidence": list(q.evidence), "image": picture(q.image)} for q in questions]
     return {"title": title, "columns": [dict(t) for t in tasks], "blocks": blocks, "questions": shown}
 
 
@@ -127,7 +126,11 @@ def _row(row: Mapping, tasks: Sequence[Mapping[str, str]], roles: Mapping) -> di
 
     def triple(name: str) -> list | None:
         value = _number(row.get(name))
-        return None if value is None else [value, _number(row.get(f"{name}_low")), _number(row.get(f"{name}_high"))]
+        return (
+            None
+            if value is None
+            else [value, _number(row.get(f"{name}_low")), _number(row.get(f"{name}_high"))]
+        )
 
     return {
         "method": row["method"],
@@ -141,7 +144,10 @@ def _row(row: Mapping, tasks: Sequence[Mapping[str, str]], roles: Mapping) -> di
         "ms": _number(row.get("prefill")),
         "mean": _number(row.get("mean_over_layers")),
         "ratio": _number(row.get("gflops_ratio")),
-        **{k: _number(row.get(k)) for k in ("kept", "kept_std", "gflops", "speedup", "hard", "recall", "equal", "capped")},
+        **{
+            k: _number(row.get(k))
+            for k in ("kept", "kept_std", "gflops", "speedup", "hard", "recall", "equal", "capped")
+        },
     }
 
 
@@ -163,10 +169,14 @@ def picture(image) -> str:
 
 def as_json(data: Mapping) -> str:
     """JSON that may stand inside a script element: no `<`, so no `</script>` and no `<!--`."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
 
 
-def write(path: Path, data: Mapping, caption: Iterable[str], lead: str, footer: str, published: str = "") -> Path:
+def write(
+    path: Path, data: Mapping, caption: Iterable[str], lead: str, footer: str, published: str = ""
+) -> Path:
     """Fill the template and write the page.
 
     Args:
@@ -181,7 +191,10 @@ def write(path: Path, data: Mapping, caption: Iterable[str], lead: str, footer: 
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("harness.report", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("harness.report", "page"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     here = Path(__file__).parent
     html = environment.get_template("page.html.j2").render(
