@@ -250,8 +250,9 @@ def table(levels: Sequence[Level]) -> str:
 
 def run(options: ServeOptions, report: Path | None = None) -> int:
     """Measure, print the table, write `report` (JSON). Exit code 1 if a request failed. Raises UserError for
-    bad input.""" if not options.urls or any(not url.startswith(("http://", "https://")) for url in
-    options.urls): raise UserError("--url: give the server's base URL, such as http://127.0.0.1:8000/v1")
+    bad input."""
+    if not options.urls or any(not url.startswith(("http://", "https://")) for url in options.urls):
+        raise UserError("--url: give the server's base URL, such as http://127.0.0.1:8000/v1")
     levels = asyncio.run(measure(options))
     print(table(levels))
     if report is not None:
