@@ -126,6 +126,13 @@ class Pruner:
         own = type(self)
         return self.acts and (own.select is not Pruner.select or own.select_all is not Pruner.select_all)
 
+    @property
+    def independent_of_text(self) -> bool:
+        """Whether what the language model holds of an image is the same whatever is asked about it: the
+        method does not act, or acts before the language model alone and reads no text."""
+        cuts = type(self).stages is not Pruner.stages
+        return not self.acts or not (cuts or self.reads_text)
+
     def reads(self, has_cls: bool) -> tuple[Signal, ...]:
         """The signals that `select` reads of a tower with or without CLS token."""
         if not self.selects:

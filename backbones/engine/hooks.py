@@ -86,6 +86,12 @@ class Engine:
         self._forget()
         _busy.discard(self.model)
 
+    @property
+    def behind(self) -> tuple[Layout, Tensor]:
+        """What a method before the language model left of the latest prefill: its layout, and the position
+        [B] of the next token. Only inside of the `with`."""
+        return self._prompt.layout, self._prompt.next
+
     def _forget(self) -> None:
         """Drop all that belongs to one prefill."""
         self._ids: Tensor | None = None

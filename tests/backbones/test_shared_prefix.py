@@ -1,0 +1,74 @@
+"""Questions about one image, answered behind one prefill of the image: the tokens of the plain way."""
+
+import pytest
+import torch
+from PIL import Image
+
+from backbones.engine import shared_prefix
+from methods import registry
+
+METHODS = ["vanilla", "uniform", "random", "visionzip", "prumerge", "holov", "downsample"]
+QUESTIONS = ["What is it?", "Is there a red star on the left of the word?", "How many?", "Why is it so?"]
+
+
+def pictures(sizes):
+    generator = torch.Generator().manual_seed(3)
+    return [
+        Image.fromarray(torch.randint(0, 255, (h, w, 3), generator=generator, dtype=torch.uint8).numpy())
+        for h, w in sizes
+    ]
+
+
+def prefix_inputs(backbone, images, question="x"):
+    """Left-padded prefixes of one prompt for each image."""
+    inputs = backbone.inputs(images, [question] * len(images))
+    token = backbone.model.config.image_token_id
+    ends = {shared_prefix.split(ids, token) for ids in inputs["input_ids"]}
+    (end,) = ends  # equal words behind the image, so equal padding
+    shape = inputs["input_ids"].shape
+    return {k: v[:, :end] if v.shape == shape else v for k, v in inputs.items()}
+
+
+def suffixes(backbone, image, questions):
+    token = backbone.model.config.image_token_id
+    found = []
+    for question in questions:
+        ids = backbone.inputs([image], [question])["input_ids"][0]
+        found.append(ids[shared_prefix.split(ids, token) :])
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_greedy_tokens_are_those_of_the_plain_way(method, family, backbone, qwen, request):
+    own = {"llava": backbone, "qwen": qwen}[family]
+    sizes = [(80, 112), (112, 56)] if family == "qwen" else [(56, 56), (56, 56)]
+    images = pictures(sizes)
+    budget = None if method == "vanilla" else 0.3
+    pruner = lambda: registry.build(method, budget=budget)  # noqa: E731
+    assert shared_prefix.can_share(own.model, pruner())
+    plain, visual = [], []
+    for image in images:
+        for question in QUESTIONS:
+            inputs = own.inputs([image], [question])
+            with torch.inference_mode(), pruner()(own.model) as trace:
+                ids = own.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+                visual.append(trace.visual_tokens[0].tolist())
+            plain.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
+    prefix = shared_prefix.read(own.model, pruner(), prefix_inputs(own, images))
+    rows = [i for i in range(len(images)) for _ in QUESTIONS]
+    assert [prefix.visual_tokens[r].tolist() for r in rows] == visual
+    texts = [t for image in images for t in suffixes(own, image, QUESTIONS)]
+    found = shared_prefix.generate(own.model, prefix, rows, texts, max_new_tokens=6)
+    for ours, theirs in zip(found.tolist(), plain):
+        assert ours[: len(theirs)] == theirs
+
+
+@pytest.mark.parametrize("method", ["fastv", "pdrop", "sparsevlm"])
+def test_methods_inside_the_language_model_are_not_shared(method, backbone):
+    assert not shared_prefix.can_share(backbone.model, registry.build(method, budget=16))
+
+
+def test_settings_that_change_logits_are_not_shared(backbone, monkeypatch):
+    monkeypatch.setattr(backbone.model.generation_config, "repetition_penalty", 1.05)
+    assert not shared_prefix.can_share(backbone.model, registry.build("vanilla"))
