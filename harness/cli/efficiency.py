@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from harness.bench.serve import ServeOptions
 from harness.cli.command import command
 from harness.cli.options import (
     HOW,
@@ -24,6 +25,7 @@ from harness.cli.options import (
     count,
     flag,
     option,
+    real,
     split_specs,
 )
 from harness.run.config import RunConfig
@@ -180,4 +182,67 @@ def latency(options: LatencyOptions) -> int:
             profile=options.profile,
             out=options.out,
         )
+    )
+
+
+SERVE = """\
+examples:
+  python -m harness serve-bench --url http://127.0.0.1:8000/v1
+  python -m harness serve-bench --url http://127.0.0.1:8000/v1 http://127.0.0.1:8001/v1 --concurrency 1 8 32
+                                               one server without pruning and one with: ratios to the first
+
+Exit code: 0 all well, 1 a request failed, 2 bad input.
+"""
+
+
+@command("serve-bench", examples=SERVE)
+def serve_bench(
+    url: Annotated[
+        list[str],
+        option(
+            "--url", "base URL of an OpenAI-compatible server with images, one or several", "URL...", as_text
+        ),
+    ],
+    model: Annotated[str, option("--model", "name that the server knows (default: its first)", "NAME")] = "",
+    concurrency: Annotated[
+        list[int], count("--concurrency", "requests in flight, one or several", metavar="N...", most=1024)
+    ] = ServeOptions.concurrency,
+    requests: Annotated[
+        int, count("--requests", "at each concurrency, at least twice as many", most=100_000)
+    ] = ServeOptions.requests,
+    max_tokens: Annotated[int, count("--max-tokens", "of an answer", most=LONGEST_TEXT)] = (
+        ServeOptions.max_tokens
+    ),
+    prompt: Annotated[
+        str, option("--prompt", "text behind the image", "TEXT", as_text)
+    ] = ServeOptions.prompt,
+    images: Annotated[
+        list[Path] | None,
+        option("--images", "image files, one or several (default: drawn scenes)", "FILE...", as_path),
+    ] = None,
+    timeout: Annotated[
+        float, real("--timeout", "seconds for one answer", above=0, metavar="SECONDS")
+    ] = ServeOptions.timeout,
+    report: Annotated[Path | None, option("--report", "JSON file to write", "FILE", as_path)] = None,
+) -> int:
+    """Time to first token, latency and throughput of a running server, by concurrency.
+
+    Sends questions about images to servers that are running already, at each concurrency so many at once, and
+    reads the answers as they stream. The only command that opens connections without --download: to the
+    addresses that you name.
+    """
+    from harness.bench import serve
+
+    return serve.run(
+        ServeOptions(
+            tuple(dict.fromkeys(url)),
+            model,
+            tuple(dict.fromkeys(concurrency)),
+            requests,
+            max_tokens,
+            prompt,
+            tuple(images or ()),
+            timeout,
+        ),
+        report,
     )
