@@ -53,7 +53,7 @@ class Pruner:
     budget: visual tokens to keep of an image, at most all it has; a float below 1 is a fraction of them; None
     prunes nothing.
     Use on any supported model: `with FastV(budget=64)(model) as trace: model.generate(**inputs)`.
-    Raises UserError for settings of a wrong type.
+    Raises UserError for settings of a wrong type, and for a budget where the class overrides nothing.
     """
 
     budget: int | float | None = None
@@ -67,6 +67,9 @@ class Pruner:
     positions: ClassVar[Positions] = "renumbered"
     #: `select` gets the prompt's word embeddings (and runs when the prompt is known, just before the LLM)
     reads_text: ClassVar[bool] = False
+    #: the method may leave more tokens than its budget in the last layer, as its docstring says (it chooses
+    #: the number itself, or a setting does); a property where that depends on the settings
+    may_exceed_budget = False
 
     def __post_init__(self):
         hints = _hints(type(self))
@@ -74,6 +77,11 @@ class Pruner:
             problem = problem_with(getattr(self, f.name), hints[f.name])
             if problem:
                 raise UserError(f"{self.name}: parameter {f.name} {problem}")
+        if self.acts and not self.selects and type(self).stages is Pruner.stages:
+            raise UserError(
+                f"{self.name}: a budget prunes nothing, since {type(self).__name__} overrides none of "
+                "select, select_all and stages; is a name misspelt?"
+            )
 
     # ---- what a method says
 

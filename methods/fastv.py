@@ -38,6 +38,10 @@ class FastV(Pruner):
     def acts(self) -> bool:
         return self.budget is not None or self.kept is not None
 
+    @property
+    def may_exceed_budget(self) -> bool:
+        return self.kept is not None
+
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:
         return [Stage(self.k, drop_least_attended, count=self.tokens_after_cut(visual_tokens, layers))]
 

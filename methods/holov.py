@@ -59,6 +59,10 @@ class HoloV(Pruner):
     alpha: float = 0.09
     form: Literal["repaired", "released"] = "repaired"
 
+    @property
+    def may_exceed_budget(self) -> bool:
+        return self.form == "released"
+
     def text_before(self, has_cls: bool) -> int:
         return 1 if self.form == "released" and not has_cls else 0
 

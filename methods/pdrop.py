@@ -51,6 +51,10 @@ class PDrop(Pruner):
     def acts(self) -> bool:
         return self.budget is not None or self.schedule == "stock"
 
+    @property
+    def may_exceed_budget(self) -> bool:
+        return self.schedule == "stock"
+
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:
         return [
             Stage(layer, drop_least_attended, attention="own", positions="renumbered", count=n)

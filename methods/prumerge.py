@@ -53,6 +53,10 @@ class PruMerge(Pruner):
     def acts(self) -> bool:
         return self.budget is not None or self.schedule == "adaptive"
 
+    @property
+    def may_exceed_budget(self) -> bool:
+        return self.schedule != "exact"
+
     def select(self, image: ImageView) -> Selection:
         if not image.has_cls:
             return self._select_by_attention_received(image)

@@ -57,6 +57,7 @@ class SparseVLM(Pruner):
     """
 
     name: ClassVar[str] = "sparsevlm"
+    may_exceed_budget = True
     schedule: Literal["table", "average"] = "table"
 
     def stages(self, visual_tokens: int, layers: int) -> list[Stage]:

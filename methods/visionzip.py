@@ -55,6 +55,10 @@ class VisionZip(Pruner):
     def acts(self) -> bool:
         return self.budget is not None or self.dominant is not None
 
+    @property
+    def may_exceed_budget(self) -> bool:
+        return self.dominant is not None
+
     def split(self, visual_tokens: int, has_cls: bool = True) -> tuple[int, int]:
         """(dominant with CLS, contextual) of an image's tokens. Raises UserError if the settings leave no
         dominant token, or more than there are."""

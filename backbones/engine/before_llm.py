@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from backbones.engine.selection_check import Offer, check_selections
 from backbones.engine.vision_cache import Known, active_cache
 from backbones.families.family import Adapter, Grid, Images
 from methods.base import ImageView, Pruner, Selection
@@ -70,13 +71,14 @@ class ImageSide:
     def select(self, views: Sequence[ImageView], places: Sequence[int]) -> list[tuple[Selection, Tensor]]:
         """The method's answer and its tokens [n, D] for each view; asked once for views that are one object.
 
-        places: in the prompt, for each. Raises ValueError for an answer of impossible size.
+        places: in the prompt, for each. Raises BadSelection for an answer that cannot be applied.
         """
         distinct = _distinct(views)
         room = {id(v): n for v, n in zip(views, places)}
         answers = self.pruner.select_all(distinct)
-        for view, answer in zip(distinct, answers):
-            check(self.pruner, answer, len(view.features), room[id(view)])
+        width = self.adapter.text_config.hidden_size
+        offers = [Offer(v.features, len(v.features), room[id(v)], width) for v in distinct]
+        check_selections(self.pruner, answers, offers)
         tokens = [v.features[a.kept] if a.tokens is None else a.tokens for v, a in zip(distinct, answers)]
         waiting = [t for t, a in zip(tokens, answers) if not a.projected]
         if waiting:
@@ -92,14 +94,6 @@ class ImageSide:
         views = [replace(view, text=text) for row, text in zip(rows, texts) for view in row]
         answers = iter(self.select(views, [n for row in places for n in row]))
         return [[next(answers) for _ in row] for row in rows]
-
-
-def check(pruner: Pruner, selection: Selection, offered: int, places: int) -> None:
-    """Raises ValueError unless `selection` fits `places` and has as many values as tokens."""
-    n, values = len(selection.kept), selection.tokens
-    if n > places or (values is not None and len(values) != n):
-        given = "" if values is None else f" with {len(values)} values"
-        raise ValueError(f"{pruner.name} kept {n} tokens{given} of {offered}; there are places for {places}")
 
 
 def _distinct(views: Sequence[ImageView]) -> list[ImageView]:

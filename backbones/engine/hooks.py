@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from backbones.engine.before_llm import ImageSide
 from backbones.engine.inside_llm import LayerSide, Prompt
+from backbones.engine.selection_check import check_budget
 from backbones.engine.trace import Trace
 from backbones.families import adapter_for
 from backbones.families.family import Grid, Images
@@ -191,6 +192,10 @@ class Engine:
             raise RuntimeError("static caches and 4-D masks are not supported while a pruner is on")
         positions = kwargs.get("position_ids")
         layout, sizes = self._lay_out(self._ids == self.adapter.image_token_id, mask, positions)
+        if layout.visual != [sum(own) for own in sizes]:
+            raise RuntimeError(
+                "the prompt holds a part of an image; chunked prefill is not supported while a pruner is on"
+            )
         self._cache = cache
         self._renumbered = self._shortened = False
         self.trace.start(len(embeds))
@@ -321,6 +326,8 @@ class Engine:
         if hidden.shape[1] != layout.width:
             raise RuntimeError(f"layer {i} has {hidden.shape[1]} columns where {layout.width} were expected")
         self.trace.layer(i, layout.visual)
+        if i == len(self.adapter.layers) - 1:
+            check_budget(self.pruner, self._prompt.sizes, layout.visual)
         if cut_here:
             self._note(layout)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from backbones.attention_rows import attention_rows, layer_keys
-from backbones.engine.before_llm import check
+from backbones.engine.selection_check import Offer, check_selections
 from backbones.families.family import Adapter
 from backbones.layout import Layout, cut, gather
 from methods.base import PromptView, Pruner, Stage, StageView
@@ -132,6 +132,7 @@ class LayerSide:
         before, rotary = self.layout, self._rotary(kwargs)
         attention = self._attention(number, hidden, rotary, kwargs) if any(before.visual) else None
         answers = [self._ask(number, b, hidden, attention) for b in range(len(hidden))]
+        self._check(answers, hidden)
         targets, sources, places, kept = [], [], [], []
         for answer, identity in zip(answers, before.kept):
             none = answer is None  # a sample without visual tokens
@@ -177,9 +178,14 @@ class LayerSide:
             _columns=columns,
             count=stage.count,
         )
-        answer = stage.select(view)
-        check(self.pruner, answer, len(columns), len(columns))
-        return answer
+        return stage.select(view)
+
+    def _check(self, answers: Sequence[object], hidden: Tensor) -> None:
+        """Raises BadSelection for an answer about a sample with visual tokens that cannot be applied."""
+        asked = [(own, n) for own, n in zip(answers, self.layout.visual) if n]
+        width = hidden.shape[-1]
+        offers = [Offer(hidden[0], n, n, width) for _, n in asked]
+        check_selections(self.pruner, [own for own, _ in asked], offers)
 
     def _attention(self, number: int, hidden: Tensor, rotary: Rotary, kwargs: dict) -> list[Tensor] | None:
         """For each sample the rows that stage `number` reads, [H, R, W]; None if it reads none."""

@@ -17,7 +17,7 @@ from harness.run.config import Cell
 from harness.store.journal import Answer
 from harness.tasks.answering import Question, batches
 from harness.tasks.pruned_model import PrunedModel
-from methods.errors import UserError
+from methods.errors import BadSelection, UserError
 
 #: enough for a batch of every family's images and all signals; older images go first
 VISION_CACHE_BYTES = 2 << 30
@@ -130,9 +130,9 @@ def _answer(seat: Seat, questions: Sequence[Question], todo: list[int], prepared
         piece = todo[len(answers) :][: seat.report.reduced]
         try:
             answers += seat.model.answer([questions[p] for p in piece], prepared.inputs(seat.model, piece))
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, BadSelection):
+                raise
             if len(piece) == 1 or not out_of_memory.is_out_of_memory(error):
                 seat.report.error = traceback.format_exc(limit=-4)
                 return answers

@@ -38,6 +38,7 @@ class StepPrune(Pruner):
 
     name: ClassVar[str] = "stepprune"
     reads_text: ClassVar[bool] = True
+    may_exceed_budget = True
     positions: Positions = "original"
     checkpoint: str | None = None
     denoise: bool = False

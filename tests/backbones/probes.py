@@ -19,6 +19,7 @@ class Adaptive(Pruner):
     """Before the LLM: patches of more than the mean norm, so another number for each image."""
 
     name: ClassVar[str] = "adaptive"
+    may_exceed_budget = True
 
     def select(self, image):
         norm = image.features.norm(dim=-1)
@@ -54,6 +55,7 @@ class Reader(Pruner):
     space)."""
 
     name: ClassVar[str] = "reader"
+    may_exceed_budget = True
     reads_text: ClassVar[bool] = True
 
     def select(self, image):
@@ -66,6 +68,7 @@ class Pyramid(Pruner):
     """Inside: three cuts by the layers' own rows, everything renumbered (as PDrop does)."""
 
     name: ClassVar[str] = "pyramid"
+    may_exceed_budget = True
 
     def stages(self, visual_tokens, layers):
         def keep(n):
@@ -80,6 +83,7 @@ class Unequal(Pruner):
     sample."""
 
     name: ClassVar[str] = "unequal"
+    may_exceed_budget = True
 
     def stages(self, visual_tokens, layers):
         def select(s):
@@ -95,6 +99,7 @@ class Recycler(Pruner):
     SparseVLM)."""
 
     name: ClassVar[str] = "recycler"
+    may_exceed_budget = True
 
     def stages(self, visual_tokens, layers):
         def raters(prompt):
@@ -121,6 +126,7 @@ class Both(Pruner):
     """Before and inside the LLM."""
 
     name: ClassVar[str] = "both"
+    may_exceed_budget = True
 
     def select(self, image):
         return Selection(torch.arange(0, len(image.features), 2))

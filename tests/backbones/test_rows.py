@@ -37,7 +37,7 @@ class Listener(Pruner):
 def test_decoder_rows(model, batch, kind, raters):
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
-    listener = Listener(budget=1, kind=kind, raters=raters)
+    listener = Listener(budget=64, kind=kind, raters=raters)
     assert model.config.text_config._attn_implementation == "sdpa"
     generate(model, batch, listener)
     rows = [-3, -1] if raters else [-1]
@@ -69,7 +69,7 @@ def test_cls_row(model, batch, layer):
             heard.append(image.cls_attention(layer))
             return Selection(torch.arange(3))
 
-    generate(model, batch, Looker(budget=1))
+    generate(model, batch, Looker(budget=3))
     for row, own in enumerate(heard):
         assert own.shape == (4, 65)
         torch.testing.assert_close(own, maps[layer][row][:, 0].float(), atol=1e-6, rtol=1e-4)
