@@ -12,12 +12,10 @@ from pathlib import Path
 
 import torch
 
+from backbones import digests
 from backbones.engine.vision_cache import VisionCache, vision_cache
 from backbones.families import adapter_for
 
-#: checkpoints up to this size are digested in full, larger ones by a sample of each file
-DIGEST_IN_FULL = 512 << 20
-_SAMPLE = 1 << 20
 #: what transformers calls the least and the most pixels of an image whose size is free
 PIXEL_LIMITS = (("min", "shortest"), ("max", "longest"))
 
@@ -103,6 +101,8 @@ class Backbone:
             "family": self.family,
             "weights": self._weights_digest,
             "config": _digest(self.model.config.to_diff_dict()),
+            "generation": _digest(self.model.generation_config.to_diff_dict()),
+            "tokenizer": _tokenizer_digest(self.folder),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.config.get_text_config()._attn_implementation,
             "visual_tokens": self.num_visual_tokens,
@@ -138,20 +138,12 @@ def _digest(body: dict) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """16 hex digits over the safetensors files: all bytes up to DIGEST_IN_FULL in total, else sizes and the
-    first and last mebibyte of each file."""
-    files = sorted(folder.glob("*.safetensors"))
-    full = sum(f.stat().st_size for f in files) <= DIGEST_IN_FULL
-    total = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        total.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            if full:
-                while block := file.read(_SAMPLE):
-                    total.update(block)
-            else:
-                total.update(file.read(_SAMPLE))
-                file.seek(max(0, size - _SAMPLE))
-                total.update(file.read(_SAMPLE))
-    return total.hexdigest()[:16]
+    """16 hex digits over all bytes of the safetensors files."""
+    return digests.of_files((path.name, path) for path in sorted(folder.glob("*.safetensors")))
+
+
+def _tokenizer_digest(folder: Path) -> str:
+    """16 hex digits over the files that make tokens of text."""
+    names = ("*token*.json", "vocab.*", "merges.txt", "*.model")
+    found = {path for name in names for path in folder.glob(name)}
+    return digests.of_files((path.name, path) for path in sorted(found))

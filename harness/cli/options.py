@@ -341,6 +341,14 @@ class RunOptions:
     fresh: Annotated[
         bool, flag("--fresh", "compute everything again, replacing earlier results of these cells", HOW)
     ] = RunConfig.fresh
+    keep_results: Annotated[
+        bool,
+        flag(
+            "--keep-results",
+            "re-use finished results although the code behind them has changed; the table marks their rows",
+            HOW,
+        ),
+    ] = RunConfig.keep_results
     engine: Annotated[
         Literal["local", "ray"],
         option(

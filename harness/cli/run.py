@@ -113,6 +113,8 @@ def config_of(options: RunOptions) -> RunConfig:
 
     if options.engine == "local" and (options.address or options.workers):
         raise UserError("--address and --workers say where Ray runs; add --engine ray, or leave them out")
+    if options.fresh and options.keep_results:
+        raise UserError("--fresh computes everything again, --keep-results nothing; leave one of them out")
     methods = tuple(split_specs(options.methods))
     suite, benchmarks = chosen_tasks(options)
     load = load_options(options, suite)

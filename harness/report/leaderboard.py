@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from harness.costs import macs
 from harness.report import figures
-from harness.run import measure_costs
+from harness.run import measure_costs, reuse
 from harness.run.config import RunConfig
 from harness.run.session import Session
 from harness.tasks.bootstrap import Units, resampled_sums
@@ -21,6 +21,8 @@ from harness.tasks.suites import BENCHMARKS, averaged
 MISSING = "–"
 #: behind a method's name in the tables: the caption has a footnote on it
 FOOTNOTE = "†"
+#: the same for what `--keep-results` re-uses
+KEPT = "‡"
 
 
 def publish(session: Session, outcome) -> str:
@@ -28,6 +30,8 @@ def publish(session: Session, outcome) -> str:
     config, counter = session.config, macs.counter_for(session.backbone.model)
     text_tokens = common_text_length(outcome.cells)
     table = build(config, outcome.cells, outcome.efficiency, counter, text_tokens)
+    if outcome.kept:
+        table["other_code"] = [", ".join(outcome.kept.get(_address(row), ())) for _, row in table.iterrows()]
     text = render(config, table, caption(config, outcome, text_tokens))
     (config.out / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
     table.drop(columns="failed").to_csv(config.out / "leaderboard.csv", index=False)
@@ -199,7 +203,16 @@ def notes(specs: Iterable[str]) -> dict[str, str]:
 
 def _labels(rows: pd.DataFrame) -> list[str]:
     noted = notes(rows["method"])
-    return [f"{spec} {FOOTNOTE}" if spec in noted else spec for spec in rows["method"]]
+    kept = rows["other_code"] if "other_code" in rows else [""] * len(rows)
+    return [
+        spec + f" {FOOTNOTE}" * (spec in noted) + f" {KEPT}" * bool(files)
+        for spec, files in zip(rows["method"], kept)
+    ]
+
+
+def _address(row: Mapping) -> tuple:
+    """(spec, budget) of a row of the table."""
+    return row["method"], None if pd.isna(row["budget"]) else row["budget"]
 
 
 def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
@@ -265,6 +278,12 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
     ]
     specs = dict.fromkeys(r["method"]["spec"] for r in outcome.efficiency)
     lines += [f"{FOOTNOTE} {spec}: {note}." for spec, note in notes(specs).items()]
+    if outcome.kept:
+        files = dict.fromkeys(name for names in outcome.kept.values() for name in names)
+        lines.append(
+            f"{KEPT} measured before {reuse.listed(list(files))} changed, and kept as it was "
+            "(--keep-results; which files for which row: other_code in leaderboard.csv)."
+        )
     lines += [f"Left out: {line}." for line in outcome.left_out]
     if config.blind:
         lines.insert(1, "**Blind**: every image was replaced by a grey one of its size (--blind).")

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbones.hub.options import LoadOptions
-from harness.store.records import package_versions
+from harness.run import identity
+from harness.store.records import digest, package_versions
 from harness.tasks.suites import POCKET8, Benchmark, Suite
 from methods.errors import UserError
 
 Budget = int | float
+
+#: packages whose version an answer depends on
+ANSWERED_BY = ("torch", "transformers", "lmms-eval", "tokenizers", "torchvision", "pillow")
+#: characters of a method's spec in the names of its files
+_LONGEST = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The options of `run_all.py`, checked. `methods` are specs such as `fastv:k=3,schedule=average`. `limit`
     is documents a benchmark (None: all), `limits` the same for single ones. `load`: how the backbone is found
-    and loaded.
+    and loaded. `keep_results`: re-use what was finished by other code, with a footnote in the table.
     """
 
     benchmarks: tuple[Benchmark, ...]
@@ -39,6 +41,7 @@ class RunConfig:
     device: str = "cpu"
     dtype: str = "float32"
     fresh: bool = False
+    keep_results: bool = False
     seed: int = 0
     latency_repeats: int = 15
     max_new_tokens: int | None = None
@@ -74,19 +77,20 @@ def parse_budget(text: str) -> Budget:
 @dataclass(frozen=True)
 class Method:
     """A method at a budget (None: it prunes nothing). `parameters` are all of its settings, defaults
-    included.
+    included; `code` the source files that its class depends on (`identity.method_code`).
     """
 
     spec: str
     name: str
     budget: Budget | None
     parameters: Mapping[str, object] = field(hash=False)
-    code: str = field(repr=False)
+    code: identity.Code = field(repr=False, hash=False)
 
     @property
     def slug(self) -> str:
-        """File-name form of spec and budget."""
-        return re.sub(r"[^A-Za-z0-9._]+", "-", f"{self.spec}_{'all' if self.budget is None else self.budget}")
+        """File-name form of spec and budget; of a long spec its beginning (a file's key tells them apart)."""
+        spec = self.spec if len(self.spec) <= _LONGEST else self.spec[:_LONGEST]
+        return re.sub(r"[^A-Za-z0-9._]+", "-", f"{spec}_{'all' if self.budget is None else self.budget}")
 
 
 def build_pruner(method: Method):
@@ -110,67 +114,28 @@ def method_at(spec: str, budget: Budget | None, seed: int) -> Method:
         spec = f"{spec}{',' if ':' in spec else ':'}seed={seed}"
         pruner = registry.build(spec, budget=budget)
     return Method(
-        spec, name, None if name == "vanilla" else budget, pruner.parameters(), source_digest(type(pruner))
+        spec,
+        name,
+        None if name == "vanilla" else budget,
+        pruner.parameters(),
+        identity.method_code(type(pruner)),
     )
-
-
-@functools.cache
-def source_digest(cls: type) -> str:
-    """Digest of the source files of a method's class and its bases, so that an edited method is run again.
-
-    A method that is a package counts with all modules of the package, not with those of sub-packages (a
-    learned method's training code).
-    """
-    total = hashlib.sha256()
-    for base in cls.__mro__:
-        module = sys.modules.get(base.__module__)
-        if base is object or module is None or base.__module__.split(".")[0] in ("torch", "abc", "typing"):
-            continue
-        try:
-            total.update(inspect.getsource(module).encode())
-            package = sys.modules.get(module.__package__ or "")
-            own = package if package and package.__name__ != "methods" else module
-            for folder in getattr(own, "__path__", ()):
-                for path in sorted(Path(folder).glob("*.py")):
-                    total.update(path.read_bytes())
-        except (OSError, TypeError):  # defined in a prompt: nothing to read, its parameters must do
-            total.update(base.__qualname__.encode())
-    return total.hexdigest()[:16]
-
-
-@functools.cache
-def engine_digest() -> str:
-    """Digest of the code that applies methods to models: `backbones` and the shared part of `methods`."""
-    import backbones
-    import methods
-    from methods import registry
-
-    own = {Path(inspect.getfile(cls)) for cls in registry.available().values()}
-    shared = [path for path in Path(methods.__file__).parent.glob("*.py") if path not in own]
-    total = hashlib.sha256()
-    for path in sorted([*Path(backbones.__file__).parent.glob("*.py"), *shared]):
-        total.update(path.name.encode())
-        total.update(path.read_bytes())
-    return total.hexdigest()[:16]
-
-
-def digest(body: object) -> str:
-    """First 12 hex digits of the SHA-256 of canonical JSON."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One (backbone, method and its parameters, budget, task), over a fixed set of documents.
 
-    `answers_key` covers everything that determines the answer to a document; `key` adds which documents.
-    Batch size is in neither: any batch size gives the same answers.
+    `answers_key` covers everything that determines the answer to a document; `key` adds which documents and
+    how they are scored: it is the digest of `identity`. Batch size is in neither: any batch size gives the
+    same answers.
     """
 
     benchmark: Benchmark
     method: Method
     answers_key: str
     key: str
+    identity: Mapping[str, object] = field(repr=False, hash=False)
 
     @property
     def name(self) -> str:
@@ -184,26 +149,38 @@ class Cell:
 
 
 def make_cell(
-    config: RunConfig, described: Mapping[str, object], benchmark: Benchmark, method: Method, documents
+    config: RunConfig,
+    described: Mapping[str, object],
+    benchmark: Benchmark,
+    method: Method,
+    documents,
+    answering: identity.Code,
+    scoring: identity.Code,
 ) -> Cell:
-    """described: `Backbone.describe()`; documents: harness.tasks.lmms.Documents."""
-    versions = package_versions()
-    answers = digest(
-        {
-            "backbone": dict(described),
-            "engine": engine_digest(),
-            "method": {"name": method.name, "parameters": dict(method.parameters), "code": method.code},
-            "budget": method.budget,
-            "task": {
-                "yaml": benchmark.yaml,
-                "overrides": dict(benchmark.overrides),
-                "data": documents.digest,
-            },
-            "dtype": config.dtype,
-            "device": config.device.partition(":")[0],
-            "max_new_tokens": config.token_cap,
-            **({"blind": True} if config.blind else {}),
-            "versions": {name: versions[name] for name in ("torch", "transformers", "lmms-eval")},
-        }
-    )
-    return Cell(benchmark, method, answers, digest([answers, documents.numbers]))
+    """described: `Backbone.describe()`; documents: harness.tasks.lmms.Documents; answering, scoring:
+    `identity.answer_code` of the backbone's family and `identity.scoring_code` of the benchmark."""
+    answers = {
+        "backbone": dict(described),
+        "method": {"name": method.name, "parameters": dict(method.parameters)},
+        "budget": method.budget,
+        "task": {
+            "name": benchmark.name,
+            "yaml": benchmark.yaml,
+            "overrides": dict(benchmark.overrides),
+            "data": documents.digest,
+        },
+        "dtype": config.dtype,
+        "device": config.device.partition(":")[0],
+        "max_new_tokens": config.token_cap,
+        "blind": config.blind,
+        "packages": {name: package_versions()[name] for name in ANSWERED_BY},
+        "code": {**answering, **method.code},
+    }
+    whole = {
+        "answers": answers,
+        "documents": digest(documents.numbers),
+        "seed": config.seed,
+        "scoring": {"code": dict(scoring)},
+    }
+    whole = json.loads(json.dumps(whole, default=str))  # as the record will have it
+    return Cell(benchmark, method, digest(whole["answers"]), digest(whole), whole)

@@ -7,13 +7,15 @@ real prefills of the probe questions. Latency is measured on the same probe ques
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.costs import latency, macs
-from harness.run.config import Method, RunConfig, build_pruner, digest, engine_digest
+from harness.run import identity
+from harness.run.config import Method, RunConfig, build_pruner, digest
 from harness.run.session import Session
 from harness.store.records import package_versions
 
@@ -47,20 +49,22 @@ def choose(probes: Sequence[Probe], number: int = PROBES) -> list[Probe]:
     return list(chosen.values())
 
 
-def key(session: Session, method: Method) -> str:
-    """Identifies a measurement: everything but the machine's mood. The documents determine the probes."""
-    return digest(
-        {
-            "backbone": dict(session.described),
-            "engine": engine_digest(),
-            "method": [method.name, dict(method.parameters), method.code, method.budget],
-            "device": session.device_name,
-            "dtype": session.config.dtype,
-            "repeats": session.config.latency_repeats,
-            "documents": [[d.benchmark.name, d.digest, d.numbers] for d in session.documents],
-            "versions": package_versions(),
-        }
-    )
+def identity_of(session: Session, method: Method) -> dict:
+    """What a measurement depends on, the machine and its device included. The documents determine the
+    probes. `config.digest` of it is the record's key."""
+    body = {
+        "backbone": dict(session.described),
+        "method": {"name": method.name, "parameters": dict(method.parameters)},
+        "budget": method.budget,
+        "device": session.device_name,
+        "dtype": session.config.dtype,
+        "repeats": session.config.latency_repeats,
+        "blind": session.config.blind,
+        "documents": [[d.benchmark.name, d.digest, digest(d.numbers)] for d in session.documents],
+        "packages": package_versions(),
+        "code": {**identity.cost_code(str(session.described["family"])), **method.code},
+    }
+    return json.loads(json.dumps(body, default=str))  # as the record will have it
 
 
 def record_path(out: Path, method: Method, key: str) -> Path:

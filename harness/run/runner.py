@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.run import processes
+from harness.run import processes, reuse
 from harness.run.config import Cell, Method, RunConfig
 from harness.run.local import LocalEngine
 from harness.run.lock import only_run
 from harness.run.processes import ALONE, Processes
 from harness.run.session import Session
-from harness.store import atomic, journal, records
+from harness.store import records
 from methods.errors import UserError
 
 
@@ -36,7 +36,8 @@ class Engine(Protocol):
 @dataclass
 class Outcome:
     """What a run did: the cells' and the efficiency records in table order, how many cells were re-used and
-    computed, the records of what failed, and a line for each method that could not do a budget."""
+    computed, the records of what failed, and a line for each method that could not do a budget; `kept`: see
+    `reuse.Found`."""
 
     cells: list[dict]
     efficiency: list[dict]
@@ -44,6 +45,7 @@ class Outcome:
     computed: int
     failed: list[dict]
     left_out: list[str]
+    kept: dict[tuple, list[str]] = field(default_factory=dict)
 
 
 def run(config: RunConfig, say: Callable[[str], None] = print) -> int:
@@ -123,11 +125,12 @@ def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE
     config = session.config
     team.agreed(lambda: len(session.cells), by_first=True)  # draws Pocket-8 if need be
     cells = session.cells
-    found: dict[str, dict | None] = {}
+    found = reuse.Found()
 
     def prepare() -> list[str]:
-        found.update(_prepare(cells, config, say))
-        return [c.key for c in cells if found[c.key] is None]
+        nonlocal found
+        found = reuse.cells(cells, config, say)
+        return [c.key for c in cells if c.key not in found.records]
 
     keys = set(team.agreed(prepare, by_first=True))
     todo = [c for c in cells if c.key in keys]
@@ -139,32 +142,13 @@ def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE
         + (f", by {team.size} processes" if team.size > 1 else "")
     )
     for record in engine.compute(todo):
-        found[record["key"]] = record
+        found.records[record["key"]] = record
     if not team.first:
         return None
-    efficiency = _efficiency(engine, say)
-    ordered = [found[c.key] for c in cells]
+    efficiency = _efficiency(engine, found, say)
+    ordered = [found.records[c.key] for c in cells]
     failed = [r for r in (*ordered, *efficiency) if r["status"] == "failed"]
-    return Outcome(ordered, efficiency, reused, len(todo), failed, session.left_out)
-
-
-def _prepare(cells: Sequence[Cell], config: RunConfig, say: Callable[[str], None]) -> dict[str, dict | None]:
-    """Each cell's finished record, None where there is none; what a killed run or a damaged disk left behind
-    is put right, and `say` told."""
-    for path in atomic.remove_unfinished(config.out):
-        say(f"removed {path}: a run was killed while it wrote this; nothing else was lost")
-    found: dict[str, dict | None] = {}
-    for cell in cells:
-        record = None
-        if not config.fresh:
-            record = records.read_or_move_aside(cell.record_path(config.out), say)
-        found[cell.key] = record if record and record["status"] == "done" else None
-        if config.fresh:
-            journal.remove(cell.journal_path(config.out))
-        elif found[cell.key] is None:
-            for line in journal.mend(cell.journal_path(config.out)):
-                say(line)
-    return found
+    return Outcome(ordered, efficiency, reused, len(todo), failed, session.left_out, found.kept)
 
 
 def _check_equal(mine: int, wanted: int) -> None:
@@ -174,27 +158,34 @@ def _check_equal(mine: int, wanted: int) -> None:
         )
 
 
-def _efficiency(engine: Engine, say: Callable[[str], None]) -> list[dict]:
+def _efficiency(engine: Engine, found: reuse.Found, say: Callable[[str], None]) -> list[dict]:
     """One record a method: read if there, else measured together with vanilla in one interleaved session."""
-    from harness.run import measure_costs as efficiency
+    from harness.run import measure_costs
 
     session = engine.session
-    config = session.config
-    paths = {m: efficiency.record_path(config.out, m, efficiency.key(session, m)) for m in session.methods}
-    found = {} if config.fresh else {m: records.read_or_move_aside(p, say) for m, p in paths.items()}
-    missing = [m for m in session.methods if not found.get(m) or found[m]["status"] != "done"]
+    wanted: dict[Method, tuple[Path, dict]] = {}
+    for method in session.methods:
+        own = measure_costs.identity_of(session, method)
+        wanted[method] = measure_costs.record_path(session.config.out, method, records.digest(own)), own
+    done = reuse.measurements(wanted, session.config, found, say)
+    missing = [m for m in session.methods if m not in done]
     if missing:
         vanilla = session.methods[0]
         together = [vanilla, *(m for m in missing if m is not vanilla)]
         for method, result in zip(together, engine.measure(together)):
             if method in missing:
-                found[method] = {
-                    **session.header(),
-                    "kind": "efficiency",
-                    "status": "failed" if "error" in result else "done",
-                    "task": "efficiency",
-                    "method": {"spec": method.spec, "name": method.name, "budget": method.budget},
-                    **result,
-                }
-                records.write(paths[method], found[method])
-    return [found[m] for m in session.methods]
+                path, own = wanted[method]
+                done[method] = records.sealed(
+                    {
+                        **session.header(),
+                        "kind": "efficiency",
+                        "status": "failed" if "error" in result else "done",
+                        "key": records.digest(own),
+                        "task": "efficiency",
+                        "method": {"spec": method.spec, "name": method.name, "budget": method.budget},
+                        **result,
+                        "identity": own,
+                    }
+                )
+                records.write(path, done[method])
+    return [done[m] for m in session.methods]

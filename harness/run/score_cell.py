@@ -84,6 +84,7 @@ def failure_record(session: Session, seat: Seat) -> dict:
         "task": cell.benchmark.name,
         "method": _method(cell),
         "error": seat.report.error,
+        "identity": dict(cell.identity),
     }
 
 
@@ -94,13 +95,13 @@ def close(session: Session, seat: Seat, task, documents: Documents, processes: i
     """
     if seat.report.error is None:
         try:
-            record = cell_record(session, seat, task, documents, processes)
+            record = records.sealed(cell_record(session, seat, task, documents, processes))
         except UserError:
             raise
         except Exception:
             seat.report.error = traceback.format_exc(limit=-4)
     if seat.report.error is not None:
-        record = failure_record(session, seat)
+        record = records.sealed(failure_record(session, seat))
     records.write(seat.cell.record_path(session.config.out), record)
     return record
 
@@ -167,6 +168,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
             "stratum": [str(s) for s in result.units.strata],
             "counts": result.units.counts.tolist(),
         },
+        "identity": dict(cell.identity),
     }
 
 
@@ -177,5 +179,5 @@ def _method(cell) -> dict:
         "name": m.name,
         "budget": m.budget,
         "parameters": dict(m.parameters),
-        "code": m.code,
+        "code": records.digest(dict(m.code)),
     }

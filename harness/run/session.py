@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from harness.run import identity
 from harness.run.config import Cell, Method, RunConfig, build_pruner, make_cell, method_at
 from harness.run.device import name_of
 from harness.store import records
@@ -124,8 +125,10 @@ class Session:
 
     @functools.cached_property
     def cells(self) -> list[Cell]:
+        answering = identity.answer_code(str(self.described["family"]))
+        scoring = {d.benchmark.name: identity.scoring_code(d.benchmark) for d in self.documents}
         return [
-            make_cell(self.config, self.described, d.benchmark, m, d)
+            make_cell(self.config, self.described, d.benchmark, m, d, answering, scoring[d.benchmark.name])
             for d in self.documents
             for m in self.methods
         ]
@@ -141,7 +144,7 @@ class Session:
             task.build_all_requests()
         return task
 
-    def model(self, documents, pruner=None, journal: Journal | None = None, identity: str = ""):
+    def model(self, documents, pruner=None, journal: Journal | None = None, cell: str = ""):
         """lmms-eval's view of backbone and pruner over these documents."""
         from harness.tasks.pruned_model import PrunedModel
 
@@ -149,7 +152,7 @@ class Session:
             self.backbone,
             pruner,
             journal,
-            identity={"cell": identity},
+            identity={"cell": cell},
             batch_size=self.config.batch_size,
             max_new_tokens=self.config.token_cap,
             blind=self.config.blind,

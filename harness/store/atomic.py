@@ -2,33 +2,82 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from methods.errors import UserError
+
+_ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.ENAMETOOLONG: "choose a shorter --out",
+    errno.EISDIR: "move that folder away",
+    errno.ENOTDIR: "move what stands in the way",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.ENOENT: "it was removed while the run wrote to it",
+}
+#: names of what a killed run leaves below its --out (see `replace`), by the folder they are in
+_UNFINISHED = {
+    "cells/*": r"\..+_[0-9a-f]{12}\.json\.[a-z0-9_]{8}\.tmp",
+    "efficiency": r"\..+_[0-9a-f]{12}\.json\.[a-z0-9_]{8}\.tmp",
+    "journal/*": r"\..+_[0-9a-f]{12}\.jsonl\.[a-z0-9_]{8}\.tmp",
+    ".": r"\.(leaderboard\.(md|csv)|accuracy_(budget|latency)\.png)\.[a-z0-9_]{8}\.tmp",
+}
+
+
+@contextlib.contextmanager
+def reported(path: Path, doing: str = "written") -> Iterator[None]:
+    """Inside, an OSError becomes a UserError that names `path`, the reason, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        advice = _ADVICE.get(error.errno, "put that right")
+        raise UserError(
+            f"{path} cannot be {doing} ({reason}); {advice}, then the same command goes on from here"
+        ) from error
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write `content` to disk beside `path`, then put it in `path`'s place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write `content` to disk beside `path`, then put it in `path`'s place in one step. Raises UserError,
+    naming the path and the reason, if that cannot be done; the old file is there then."""
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
-def remove_unfinished(folder: Path) -> list[Path]:
-    """Remove what `replace` leaves below `folder` when the process is killed in the middle of it. Only safe
-    while nobody else writes there. Returns the removed paths."""
-    found = sorted(folder.rglob(".*.tmp"))
+def remove_unfinished(out: Path) -> list[Path]:
+    """Remove what `replace` leaves below a run's folder when the process is killed in the middle of it: files
+    of our own names in the folders that a run makes, nothing else. Only safe while nobody else writes there.
+    Returns the removed paths."""
+    found = [
+        path
+        for folder, name in _UNFINISHED.items()
+        for path in sorted(out.glob(f"{folder}/.*.tmp"))
+        if re.fullmatch(name, path.name) and path.is_file() and not path.is_symlink()
+    ]
     for path in found:
-        path.unlink()
+        with reported(path, "removed"):
+            path.unlink()
     return found
 
 
@@ -38,5 +87,6 @@ def move_aside(path: Path) -> Path:
     while True:
         target = path.with_name(f"{path.name}.broken{number if number > 1 else ''}")
         if not target.exists():
-            return path.rename(target)
+            with reported(path, "moved aside"):
+                return path.rename(target)
         number += 1

@@ -3,14 +3,19 @@
 A killed run loses at most the batch in flight. Several processes that answer one cell together write a file
 each, NAME.rank0.jsonl and so on beside NAME.jsonl, which none of them touches: their lines never interleave,
 and all begin from the same answers, whenever they read them. `mend` brings the files together.
+
+A line says which cell it is of (`Cell.answers_key`, which ends the file's name) and carries a checksum, so
+that a line that was edited, or that comes from another cell's journal, is not taken for an answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,14 +50,16 @@ class Answer:
 class Journal:
     """Append-only JSONL of `Answer`s; `answers` maps (row, prompt) to what is there.
 
-    rank: of the process, where several answer the cell: each appends to a file of its own. A cut last line
-    (the process died while writing it) is left out and replaced by the next append. Raises UserError for any
-    other unreadable line; a run calls `mend` first, which sets both aside.
+    path: its name ends in _KEY.jsonl, with the `answers_key` of the cell. rank: of the process, where several
+    answer the cell: each appends to a file of its own. A cut last line (the process died while writing it) is
+    left out and replaced by the next append. Raises UserError for any other line that is not an answer of the
+    cell; a run calls `mend` first, which sets both aside.
     """
 
     def __init__(self, path: Path, rank: int | None = None):
         self.path = Path(path)
         self.answers: dict[tuple[int, str], Answer] = {}
+        self._key = _key(self.path)
         self._good_bytes = 0  # length of the file up to and with the last complete line
         if self.path.exists():
             self._load()
@@ -60,29 +67,51 @@ class Journal:
             self.path, self._good_bytes = rank_path(self.path, rank), 0
 
     def _load(self) -> None:
-        *complete, _cut = self.path.read_bytes().split(b"\n")
+        with atomic.reported(self.path, "read"):
+            *complete, _cut = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(complete, 1):
             self._good_bytes += len(line) + 1
             try:
-                answer = _parse(line)
+                answer = _parse(line, self._key)
             except ValueError as error:
                 raise UserError(
-                    f"{self.path} line {number} is damaged; move it away or pass --fresh to answer again"
+                    f"{self.path} line {number} is damaged ({error}); move it away or pass --fresh to answer "
+                    "again"
                 ) from error
             self.answers[answer.key] = answer
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Write and flush to disk, and only then count the answers as there."""
+        """Write and flush to disk, and only then count the answers as there.
+
+        Raises UserError if that cannot be done; nothing of these answers is in the file then.
+        """
         answers = list(answers)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = b"".join(map(_line, answers))
-        with open(self.path, "ab") as file:
-            file.truncate(self._good_bytes)
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        lines = b"".join(_line(answer, self._key) for answer in answers)
+        with atomic.reported(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size < self._good_bytes:
+                    raise UserError(
+                        f"{self.path} was removed or cut while the run wrote to it; the same command "
+                        "computes what it held"
+                    )
+                file.truncate(self._good_bytes)
+                try:
+                    _write(file, lines)
+                    os.fsync(file.fileno())
+                except OSError:
+                    with contextlib.suppress(OSError):  # room for the next try, and no half line
+                        file.truncate(self._good_bytes)
+                    raise
         self._good_bytes += len(lines)
         self.answers.update({a.key: a for a in answers})
+
+
+def _write(file, content: bytes) -> None:
+    """All of it: on a full disk an unbuffered write may take a part only, before the next one fails."""
+    view = memoryview(content)
+    while len(view):
+        view = view[file.write(view) :]
 
 
 def rank_path(path: Path, rank: int) -> Path:
@@ -99,38 +128,46 @@ def remove(path: Path) -> None:
 def mend(path: Path) -> Iterator[str]:
     """Make the journal at `path` one file of whole lines again; yields what had to be set aside.
 
-    Unreadable lines go to NAME.jsonl.broken, the files of single processes into the journal (of two answers
-    to one question the first stays). Killed at any moment, the next call does what is left. Only safe
-    while nobody appends. Exhaust it: it works as it is read.
+    Lines that are unreadable, edited, another cell's, or there twice go to NAME.jsonl.broken, the files of
+    single processes into the journal (of two processes' answers to one question the first stays). Killed at
+    any moment, the next call does what is left. Only safe while nobody appends. Exhaust it: it works as it is
+    read. Raises UserError if a file cannot be read or written.
     """
-    files = _files(path)
+    files, key = _files(path), _key(path)
     answers: dict[tuple[int, str], Answer] = {}
     whole = files in ([], [path])
     for file in files:
-        content = file.read_bytes()
+        with atomic.reported(file, "read"):
+            content = file.read_bytes()
         lines = content.removesuffix(b"\n").split(b"\n") if content else []
         broken: dict[int, bytes] = {}
+        reasons: dict[str, None] = {}
+        own: set[tuple[int, str]] = set()
         for number, line in enumerate(lines, 1):
             try:
-                answer = _parse(line)
-            except ValueError:
+                answer = _parse(line, key)
+                if answer.key in own:
+                    raise ValueError("there twice")
+            except ValueError as error:
                 broken[number] = line
+                reasons[str(error)] = None
             else:
+                own.add(answer.key)
                 answers.setdefault(answer.key, answer)
         whole = whole and not broken and content[-1:] in (b"", b"\n")
         if broken:
             aside = path.with_name(path.name + ".broken")
-            with open(aside, "ab") as out:
+            with atomic.reported(aside), open(aside, "ab") as out:
                 out.writelines(line + b"\n" for line in broken.values())
                 out.flush()
                 os.fsync(out.fileno())
             numbers = ", ".join(map(str, broken))
             yield (
-                f"DAMAGED journal {file}, line {numbers}: moved to {aside.name}; what it answered is "
-                "computed anew"
+                f"DAMAGED journal {file}, line {numbers}: moved to {aside.name} ({', '.join(reasons)}); what "
+                "it answered is computed anew"
             )
     if not whole:
-        atomic.replace(path, b"".join(map(_line, answers.values())))
+        atomic.replace(path, b"".join(_line(answer, key) for answer in answers.values()))
     for file in files:
         if file != path:
             file.unlink()
@@ -142,14 +179,30 @@ def _files(path: Path) -> list[Path]:
     return [p for p in (path, *sorted(further)) if p.exists()]
 
 
-def _line(answer: Answer) -> bytes:
-    return (json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode()
+def _key(path: Path) -> str:
+    """The cell that the journal at `path` is of."""
+    return path.stem.rpartition("_")[2]
 
 
-def _parse(line: bytes) -> Answer:
-    """ValueError if `line` is no answer."""
+def _line(answer: Answer, key: str) -> bytes:
+    body = {**asdict(answer), "cell": key}
+    return (json.dumps({**body, "check": _checksum(body)}, ensure_ascii=False) + "\n").encode()
+
+
+def _checksum(body: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _parse(line: bytes, key: str) -> Answer:
+    """The answer that `line` holds; ValueError, in words, if it is none of the cell `key`."""
     try:
         fields = json.loads(line)
-        return Answer(**{**fields, "visual_tokens": tuple(fields["visual_tokens"])})
-    except (TypeError, KeyError) as error:
-        raise ValueError(str(error)) from error
+        check, cell = fields.pop("check"), fields.pop("cell")
+        answer = Answer(**{**fields, "visual_tokens": tuple(fields["visual_tokens"])})
+    except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
+        raise ValueError("unreadable") from error
+    if check != _checksum({**fields, "cell": cell}):
+        raise ValueError("edited")
+    if cell != key:
+        raise ValueError("another cell's")
+    return answer

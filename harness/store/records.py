@@ -1,18 +1,29 @@
-"""Result files: JSON objects with a schema version, written atomically, read with a clear error."""
+"""Result files: JSON objects with a schema version, written atomically, read with a clear error.
+
+Records of cells and of efficiency measurements are sealed: their `key` is the digest of their `identity` (all
+that they depend on), stands in the file's name, and a checksum covers the whole. `read(path, kind)` holds a
+file against that, for the run and for `harness check` alike.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.store import atomic
 from methods.errors import UserError
 
-SCHEMA_VERSION = 1
+#: 2: records of cells and measurements are sealed
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 _PACKAGES = (
     "torch",
     "transformers",
@@ -23,6 +34,171 @@ _PACKAGES = (
     "pillow",
     "fvcore",
 )
+Kind = Literal["cell", "efficiency"]
+
+
+class _Part(BaseModel):
+    """Further fields are allowed; numbers are finite, and no text stands for one."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Method(_Part):
+    spec: str
+    name: str
+    budget: int | float | None
+
+
+class _Backbone(_Part):
+    name: str
+    layers: int
+
+
+class _Device(_Part):
+    kind: str
+    name: str
+
+
+class _Record(_Part):
+    """What every record of a run has. key, identity, checksum: from schema version 2 on."""
+
+    schema_version: int
+    kind: Kind
+    status: Literal["done", "failed"]
+    task: str
+    method: _Method
+    written: str
+    backbone: _Backbone
+    device: _Device
+    dtype: str
+    seed: int
+    key: str | None = None
+    identity: dict | None = None
+    checksum: str | None = None
+
+
+class _Failed(_Record):
+    error: str
+
+
+class _Data(_Part):
+    documents: int
+    documents_in_file: int
+    digest: str
+
+
+class _Metrics(_Part):
+    score: float
+    interval: list[float] = Field(min_length=2, max_length=2)
+    interval_level: float
+    resamples: int
+
+
+class _Tokens(_Part):
+    rows: list[list]
+    kept: float
+    mean_over_layers: float
+    text_tokens: float
+
+
+class _Documents(_Part):
+    row: list[int]
+    score: list[float]
+    kept: list[int]
+
+
+class _Units(_Part):
+    cluster: list[str]
+    stratum: list[str]
+    counts: list[list[float]]
+
+
+class _Cell(_Record):
+    data: _Data
+    metrics: _Metrics
+    visual_tokens: _Tokens
+    documents: _Documents
+    units: _Units
+
+
+class _Macs(_Part):
+    tower: float
+    projector: float
+    selection: float
+
+
+class _Quantiles(_Part):
+    p10: float
+    median: float
+    p90: float
+
+
+class _Latency(_Part):
+    total: _Quantiles
+    vanilla_total_median: float | None
+
+
+class _Efficiency(_Record):
+    macs: _Macs
+    latency_ms: _Latency
+
+
+_MODELS = {"cell": _Cell, "efficiency": _Efficiency}
+
+
+def digest(body: object) -> str:
+    """First 12 hex digits of the SHA-256 of canonical JSON: keys of cells and measurements."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def sealed(record: Mapping[str, object]) -> dict:
+    """The record with a checksum of all of it. Raises ValueError for a number that is not finite."""
+    body = json.loads(json.dumps(record, allow_nan=False))
+    body.pop("checksum", None)
+    return {**body, "checksum": _checksum(body)}
+
+
+def _checksum(body: Mapping[str, object]) -> str:
+    rest = {k: v for k, v in body.items() if k != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def problem_with(record: object, kind: Kind, path: Path | None = None) -> str | None:
+    """What is wrong with a record of that kind, in words; None if nothing is. path: of its file, whose name
+    and folder must agree with it."""
+    if not isinstance(record, Mapping) or record.get("schema_version") not in READABLE:
+        return "is no result record of this program"
+    if record.get("kind") != kind:
+        return f"is no record of kind {kind!r}"
+    model = _Failed if record.get("status") == "failed" else _MODELS[kind]
+    try:
+        found = model.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"is no complete {kind} record ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+    if found.schema_version > 1:
+        if None in (found.key, found.identity, found.checksum):
+            return "lacks its key, identity or checksum"
+        if found.checksum != _checksum(record):
+            return "was changed after it was written (its checksum does not fit)"
+        if found.key != digest(found.identity):
+            return "has a key that is not the digest of its identity"
+    if path is not None:
+        of = f"{found.task}, {found.method.spec}, budget {found.method.budget}"
+        if kind == "cell" and path.parent.name != found.task:
+            return f"is the record of another task ({of})"
+        if found.key is not None and not path.stem.endswith(f"_{found.key}"):
+            return f"is the record of something else ({of}, key {found.key})"
+    return _lengths(record) if isinstance(found, _Cell) else None
+
+
+def _lengths(record: Mapping) -> str | None:
+    documents, units = record["documents"], record["units"]
+    if {len(column) for column in documents.values()} != {record["data"]["documents"]}:
+        return "has columns of documents that are not as long as its number of documents"
+    if len({len(units[name]) for name in ("cluster", "stratum", "counts")}) != 1:
+        return "has columns of units of unequal length"
+    return "has counts of unequal length" if len({len(row) for row in units["counts"]}) > 1 else None
 
 
 def write(path: Path, record: dict) -> None:
@@ -35,36 +211,52 @@ def write(path: Path, record: dict) -> None:
 
 
 class Damaged(UserError):
-    """A file that should be a record of this program and is none."""
+    """A file that should be a record of this program and is none. reason: without path and fix."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path} {reason}; {_FIX}")
+        self.reason = reason
 
 
-def read(path: Path) -> dict:
-    """The record at `path`. Damaged if it is truncated or no record; UserError if it cannot be read or is of
-    another schema version."""
-    fix = "move it away (or pass --fresh) and run again"
+_FIX = "move it away (or pass --fresh) and run again"
+
+
+def read(path: Path, kind: Kind | None = None) -> dict:
+    """The record at `path`; of a kind: held against its schema, its checksum and the file's name.
+
+    Raises Damaged if it is truncated, no record, or not what it should be; UserError if it cannot be read or
+    is of another schema version.
+    """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {fix}") from error
-    except ValueError as error:
-        raise Damaged(f"{path} is truncated or no JSON ({error}); {fix}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); move it away and run again") from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, f"is truncated or no JSON ({error})") from error
     if not isinstance(record, dict) or "schema_version" not in record:
-        raise Damaged(f"{path} is no result record of this program; {fix}")
-    if record["schema_version"] != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {record['schema_version']}, not {SCHEMA_VERSION}; {fix}")
+        raise Damaged(path, "is no result record of this program")
+    if record["schema_version"] not in READABLE:
+        raise UserError(f"{path} has schema version {record['schema_version']}, not {SCHEMA_VERSION}; {_FIX}")
+    if kind is not None and (problem := problem_with(record, kind, path)):
+        raise Damaged(path, problem)
     return record
 
 
-def read_or_move_aside(path: Path, say: Callable[[str], None]) -> dict | None:
+def _not_finite(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def read_or_move_aside(path: Path, say: Callable[[str], None], kind: Kind | None = None) -> dict | None:
     """The record at `path`; None if there is none, or if it is damaged: then it is moved aside, and `say`
     told. Raises UserError for a record of another schema version.
     """
     if not path.exists():
         return None
     try:
-        return read(path)
-    except Damaged:
-        say(f"DAMAGED record {path}: moved to {atomic.move_aside(path).name}; it is computed anew")
+        return read(path, kind)
+    except Damaged as error:
+        aside = atomic.move_aside(path).name
+        say(f"DAMAGED record {path}: moved to {aside}; it is computed anew (the file {error.reason})")
         return None
 
 

@@ -7,20 +7,17 @@ set.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backbones import digests
 from harness.tasks.benchmark import Benchmark
 from methods.errors import UserError
 
 #: lmms-eval 0.7.3 reads the first, earlier releases the second; a mirror may also hold the folders alone
 ORGANISATIONS = ("lmms-lab-encoder", "lmms-lab")
-#: files up to this size in total are digested in full, larger ones by a sample of each
-DIGEST_IN_FULL = 512 << 20
-_SAMPLE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,30 +34,8 @@ class Source:
         return sum(path.stat().st_size for paths in self.files.values() for path in paths)
 
     def digest(self) -> str:
-        """16 hex digits over roles and files: all bytes up to DIGEST_IN_FULL in total, else sizes and the
-        first and last mebibyte of each file (parquet's last bytes are its table of contents)."""
-        total, full = hashlib.sha256(), self.bytes <= DIGEST_IN_FULL
-        for role in sorted(self.files):
-            total.update(role.encode())
-            for path in self.files[role]:
-                for block in _all(path) if full else _some(path):
-                    total.update(block)
-        return total.hexdigest()[:16]
-
-
-def _all(path: Path) -> Iterable[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(_SAMPLE):
-            yield block
-
-
-def _some(path: Path) -> Iterable[bytes]:
-    size = path.stat().st_size
-    yield str(size).encode()
-    with path.open("rb") as file:
-        yield file.read(_SAMPLE)
-        file.seek(max(0, size - _SAMPLE))
-        yield file.read(_SAMPLE)
+        """16 hex digits over roles and all bytes of the files."""
+        return digests.of_files((role, path) for role in sorted(self.files) for path in self.files[role])
 
 
 def flat(benchmark: Benchmark, root: Path, split: str) -> Source:

@@ -93,7 +93,8 @@ def test_a_damaged_record_is_moved_aside_under_a_free_name(tmp_path):
     for name in ("r.json.broken", "r.json.broken2"):
         path.write_text('{"schema_ver' + name)
         assert records.read_or_move_aside(path, said.append) is None
-        assert said.pop() == f"DAMAGED record {path}: moved to {name}; it is computed anew"
+        start = f"DAMAGED record {path}: moved to {name}; it is computed anew (the file is truncated"
+        assert said.pop().startswith(start)
         assert (tmp_path / name).read_text().endswith(name) and not path.exists()
     path.write_text('{"schema_version": 99}')
     with pytest.raises(UserError, match="schema version 99"):
@@ -102,13 +103,38 @@ def test_a_damaged_record_is_moved_aside_under_a_free_name(tmp_path):
 
 
 def test_unfinished_writes_are_removed_and_nothing_else(tmp_path):
-    kept = [tmp_path / "a" / "r.json", tmp_path / "a" / "x.tmp", tmp_path / ".lock"]
-    (tmp_path / "a").mkdir()
-    for path in kept:
+    """Every `.*.tmp` anywhere below --out was removed, a user's own files too."""
+    cell = "fastv_16_0123456789ab.json"
+    kept = [
+        tmp_path / name
+        for name in (
+            ".lock", ".notes.tmp", ".report.abcdefgh.tmp", f"cells/pope/{cell}", "cells/pope/.mine.tmp",
+            f"thesis/.{cell}.abcdefgh.tmp", f".{cell}.abcdefgh.tmp", f"cells/pope/deep/.{cell}.abcdefgh.tmp",
+            f"cells/pope/.{cell}.tmp", "efficiency/.x_16.json.abcdefgh.tmp",
+        )
+    ]  # fmt: skip
+    cut = [
+        tmp_path / "cells" / "pope" / f".{cell}.a_cdefg1.tmp",
+        tmp_path / "efficiency" / f".{cell}.abcdefgh.tmp",
+        tmp_path / "journal" / "pope" / f".{cell}l.abcdefgh.tmp",
+        tmp_path / ".leaderboard.md.abcdefgh.tmp",
+    ]
+    for path in (*kept, *cut):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    cut = tmp_path / "a" / ".r.json.abc.tmp"
-    cut.write_text("{")
-    assert atomic.remove_unfinished(tmp_path) == [cut] and all(p.exists() for p in kept)
+    assert sorted(atomic.remove_unfinished(tmp_path)) == sorted(cut)
+    assert all(p.exists() for p in kept) and not any(p.exists() for p in cut)
+
+
+def test_a_killed_write_is_recognised(tmp_path, monkeypatch):
+    """What `replace` leaves behind has one of the names that `remove_unfinished` looks for."""
+    path = tmp_path / "journal" / "pope" / "a-k-3_16_0123456789ab.jsonl"
+    monkeypatch.setattr(atomic.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(atomic.os, "unlink", lambda name: None)
+    with pytest.raises(KeyboardInterrupt):
+        atomic.replace(path, b"")
+    monkeypatch.undo()
+    assert len(atomic.remove_unfinished(tmp_path)) == 1 and not list(path.parent.iterdir())
 
 
 def test_an_answer_to_another_prompt_is_another_answer(tmp_path):
