@@ -246,3 +246,49 @@ def serve_bench(
         ),
         report,
     )
+
+
+GPU_DAY = """\
+examples:
+  python -m harness gpu-day                        25 minutes on one GPU; the same command goes on
+  python -m harness gpu-day --minutes 8 --out DIR  what fits into eight minutes
+  python -m harness gpu-day --rehearse             every piece on tiny shapes, on a CPU
+
+Exit code: 0 every piece is finished, 1 some are left or failed, 2 bad input.
+"""
+
+
+@command("gpu-day", examples=GPU_DAY)
+def gpu_day(
+    out: Annotated[Path, option("--out", "folder for results", "DIR", as_path)] = Path(
+        "results/runs/gpu-day"
+    ),
+    minutes: Annotated[float, real("--minutes", "no piece is begun that would end later", above=0)] = 25.0,
+    device: Device = "cuda",
+    rehearse: Annotated[
+        bool, flag("--rehearse", "tiny random shapes on the CPU: does every piece run?")
+    ] = False,
+    full_maps: Annotated[
+        str | None,
+        option("--full-maps", "run one piece only, on this shape: FastV with full maps", "NAME", as_text),
+    ] = None,
+    repeats: Annotated[int, count("--repeats", "prefills timed, with --full-maps")] = 30,
+) -> int:
+    """Everything that a GPU is needed for, most valuable first, resumable.
+
+    True shapes with random weights: prefill split, memory and energy of every method, StepPrune's loop, FastV
+    as released. Each piece is a process of its own and takes less than eight minutes. No network.
+    """
+    import json
+
+    from harness.bench import gpu_day
+
+    if full_maps is not None:
+        result = gpu_day.full_maps(full_maps, device, repeats)
+        out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        return 0
+    gpu_day.check_device(device, rehearse)
+    if not rehearse:
+        return gpu_day.run(gpu_day.pieces("llava-1.5-7b", "qwen2.5-vl-7b", device), out, minutes)
+    llava, qwen = gpu_day.tiny_shapes(out)
+    return gpu_day.run(gpu_day.pieces(llava, qwen, "cpu", rehearsal=True), out, minutes)
