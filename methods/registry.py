@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from dataclasses import fields
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ GROUP = "visual_token_pruners"
 _NOT_METHODS = ("base", "registry", "errors", "settings", "schedules")
 
 _registered: dict[str, type[Pruner]] = {}
+#: what could not be imported -> (the name by which it would be asked for, the line that says why)
+_left_out: dict[str, tuple[str, str]] = {}
 P = TypeVar("P", bound=type[Pruner])
 
 
@@ -40,20 +43,23 @@ def register(cls: P) -> P:
 
 
 def available() -> dict[str, type[Pruner]]:
-    """All methods by name: vanilla first, then in alphabetical order. Raises UserError for a broken
-    plug-in."""
+    """All methods by name: vanilla first, then in alphabetical order. A module of this package that cannot be
+    imported, and a plug-in that cannot be loaded, are left out, with one line on stderr."""
     _import_own()
     for point in importlib.metadata.entry_points(group=GROUP):
-        try:
-            cls = point.load()
-        except Exception as error:
-            package = point.dist.name if point.dist else point.value
-            raise UserError(
-                f"pruner plug-in {point.name} of package {package} cannot be loaded ({error}); "
-                "fix or uninstall it"
-            ) from error
-        register(cls)
+        _take_plugin(point)
     return dict(sorted(_registered.items(), key=lambda item: (item[0] != "vanilla", item[0])))
+
+
+def _take_plugin(point: importlib.metadata.EntryPoint) -> None:
+    package = point.dist.name if point.dist else point.value
+    what = f"pruner plug-in {point.name} of package {package}"
+    if what in _left_out:
+        return
+    try:
+        register(point.load())
+    except Exception as error:  # whatever somebody else's module raises
+        _leave_out(what, point.name, f"{what} cannot be loaded ({_reason(error)}); fix or uninstall it")
 
 
 @functools.cache
@@ -61,9 +67,30 @@ def _import_own() -> None:
     import methods
 
     for module in pkgutil.iter_modules(methods.__path__):
-        if not module.name.startswith("_") and module.name not in _NOT_METHODS:
-            inner = ".method" if module.ispkg else ""  # a package's __init__ imports nothing heavy
+        if module.name.startswith("_") or module.name in _NOT_METHODS:
+            continue
+        inner = ".method" if module.ispkg else ""  # a package's __init__ imports nothing heavy
+        before = dict(_registered)
+        try:
             importlib.import_module(f"methods.{module.name}{inner}")
+        except Exception as error:  # a syntax error, a missing package, or what the module itself raises
+            _registered.clear()
+            _registered.update(before)
+            what = f"methods/{module.name}{inner.replace('.', '/')}.py"
+            _leave_out(what, module.name, f"{what} cannot be imported ({_reason(error)}); the others go on")
+
+
+def _leave_out(what: str, name: str, line: str) -> None:
+    """Say it once."""
+    if what not in _left_out:
+        _left_out[what] = (name, line)
+        print(f"LEFT OUT {line}", file=sys.stderr)
+
+
+def _reason(error: Exception) -> str:
+    line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}{line}"
 
 
 def build(spec: str, budget: int | float | None = None) -> Pruner:
@@ -75,6 +102,9 @@ def build(spec: str, budget: int | float | None = None) -> Pruner:
     name, _, text = spec.partition(":")
     methods = available()
     if name not in methods:
+        for left_out, line in _left_out.values():
+            if name == left_out:
+                raise UserError(f"method {name} is not available: {line}")
         raise UserError(f"unknown method {name!r}; known: {', '.join(methods)}")
     cls = methods[name]
     settings = parse(text)

@@ -34,9 +34,7 @@ class Found:
         return str(read_config(self.folder).get("model_type"))
 
 
-def find(
-    name: str, revision: str | None = None, download: bool = False
-) -> Found:
+def find(name: str, revision: str | None = None, download: bool = False) -> Found:
     """A short name (`backbones.NAMED`, `KNOWN`), a folder with config.json, or a hub id -> the checkpoint.
 
     revision: branch, tag or commit of a hub checkpoint. Asks the network only with `download`, and logs

@@ -177,9 +177,7 @@ def _text_tokens(backbone, samples: Sequence[Mapping[str, Tensor]]) -> float:
     return sum(int((s["input_ids"] != image).sum()) for s in samples) / len(samples)
 
 
-def _batch(
-    request: Request, session: Session, samples: Sequence[dict], batch: int, estimates
-) -> list[dict]:
+def _batch(request: Request, session: Session, samples: Sequence[dict], batch: int, estimates) -> list[dict]:
     """One result a method, measured in turn at one batch size: copies of each sample."""
     from tqdm import tqdm
 

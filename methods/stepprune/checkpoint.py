@@ -1,14 +1,20 @@
 """Reading and writing policies: one safetensors file, and a JSON file of the same name beside it.
 
-The JSON holds the policy's configuration, what it was trained on and how, and the calibration: which stop
-bias gives which mean K on held-out data.
+The JSON holds the policy's configuration, what it was trained on and how, the calibration (which stop bias
+gives which mean K on held-out data), and the SHA-256 of its weights file, so that no other weights pass under
+its name. For a file from before it did:
+
+    python -m methods.stepprune.checkpoint FILE.safetensors...
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import os
+import sys
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -33,6 +39,7 @@ class Checkpoint:
     config: of the policy. backbone: name it was trained on. calibration: pairs (mean K, stop bias), ascending
     in K. tokens: mean K on held-out data as it was trained, None if that was not measured. training: how it
     was made, for the record. visual_tokens: mean of an image's in that data, where images differ in it.
+    weights_sha256: of the weights file, hexadecimal.
     """
 
     path: Path
@@ -42,6 +49,7 @@ class Checkpoint:
     calibration: list[tuple[float, float]] = field(default_factory=list)
     training: dict[str, object] = field(default_factory=dict)
     visual_tokens: float | None = None
+    weights_sha256: str = ""
 
     def bias_for(self, tokens: float) -> float:
         """The stop bias for a mean of so many tokens, linear between calibrated means.
@@ -80,22 +88,38 @@ class Checkpoint:
             )
 
     def load(self) -> tuple[Policy, LocalDenoiser]:
-        """Policy and denoiser, float32 on the CPU, in evaluation mode. Raises UserError for a broken file."""
+        """Policy and denoiser, float32 on the CPU, in evaluation mode. Raises UserError for a file that is
+        damaged, lacks tensors, or holds others than the configuration's or numbers that are not finite."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         policy, denoiser = Policy(self.config), LocalDenoiser(self.config.width)
+        wanted = {f"policy.{k}": v for k, v in policy.state_dict().items()}
+        wanted |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
         try:
             weights = load_file(self.path)
-            for name, module in (("policy", policy), ("denoiser", denoiser)):
-                part = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
-                module.load_state_dict(part)
-        except (SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"stepprune: checkpoint {self.path.name} cannot be read ({reason}); restore it or train anew"
-            ) from error
+        except (OSError, SafetensorError) as error:
+            raise self._unusable(f"cannot be read ({str(error).splitlines()[0]})") from error
+        shared = wanted.keys() & weights.keys()
+        for keys, what in (
+            (wanted.keys() - shared, "lacks"),
+            (weights.keys() - shared, "holds what is not the policy's:"),
+            (
+                {k for k in shared if weights[k].shape != wanted[k].shape},
+                "has other shapes than its JSON says:",
+            ),
+            ({k for k in shared if not weights[k].isfinite().all()}, "holds numbers that are not finite in"),
+        ):
+            if keys:
+                raise self._unusable(f"{what} {', '.join(sorted(keys)[:3])} ({len(keys)} tensors)")
+        for name, module in (("policy", policy), ("denoiser", denoiser)):
+            module.load_state_dict(
+                {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+            )
         return policy.eval(), denoiser.eval()
+
+    def _unusable(self, why: str) -> UserError:
+        return UserError(f"stepprune: checkpoint {self.path.name} {why}; restore it or train anew")
 
     # ---- files
 
@@ -110,6 +134,11 @@ class Checkpoint:
         save_file({k: _stored(v).cpu().contiguous() for k, v in state.items()}, temporary)
         os.chmod(temporary, 0o644)  # safetensors writes for the owner alone
         os.replace(temporary, self.path)
+        self.seal()
+
+    def seal(self) -> None:
+        """Note the weights file's SHA-256 as it is now, and write the JSON file."""
+        self.weights_sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
         self.save_description()
 
     def save_description(self) -> None:
@@ -135,20 +164,58 @@ def round_as_stored(module: nn.Module) -> None:
 
 
 def read(path: Path) -> Checkpoint:
-    """The description of a checkpoint. path: its safetensors or JSON file. Raises UserError."""
+    """The description of a checkpoint. path: its safetensors or JSON file. Raises UserError: a file is gone
+    or damaged, or the weights are not those that the JSON was written for."""
+    found = _described(path)
+    if not found.weights_sha256:
+        raise UserError(
+            f"stepprune: {found.path.stem}.json does not say which weights are its own; if they are those in "
+            f"{found.path.name}: python -m methods.stepprune.checkpoint {path.with_suffix('.safetensors')}"
+        )
+    stat = found.path.stat()
+    if _sha256(found.path, stat.st_size, stat.st_mtime_ns) != found.weights_sha256:
+        raise UserError(
+            f"stepprune: {found.path.name} holds other weights than {found.path.stem}.json was written for "
+            "(damaged, or another checkpoint's); restore both"
+        )
+    return found
+
+
+def _described(path: Path) -> Checkpoint:
+    """As `read`, whatever the weights are."""
     weights, description = path.with_suffix(".safetensors"), path.with_suffix(".json")
     for file in (weights, description):
         if not file.is_file():
             raise UserError(f"stepprune: no checkpoint {path}: {file.name} is missing")
     try:
-        body = json.loads(description.read_text())
+        body = json.loads(description.read_text(encoding="utf-8"), parse_constant=_no_number)
         if body.pop("format") != FORMAT:
             raise UserError(f"stepprune: {description.name} is of another format; train the checkpoint again")
         body["config"] = PolicyConfig(**body["config"])
-        body["calibration"] = sorted(tuple(pair) for pair in body["calibration"])
+        body["calibration"] = sorted((_number(k), _number(b)) for k, b in body["calibration"])
+        for name in ("tokens", "visual_tokens"):
+            if body.get(name) is not None and _number(body[name]) <= 0:
+                raise ValueError(f"{name} is {body[name]}")
         return Checkpoint(weights, **body)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"stepprune: {description.name} is damaged ({error}); restore it") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"stepprune: {description.name} is damaged ({reason}); restore it") from error
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} where a number should be")
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} where a number should be")
+    return value
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """Of the file as it was then: `read` runs whenever a policy is put on a model."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def default_path(options) -> Path:
@@ -182,3 +249,8 @@ def best_for(tokens: float, candidates: list[Checkpoint]) -> tuple[Checkpoint, f
 
 def _ratio(a: float, b: float) -> float:
     return max(a, b) / min(a, b)
+
+
+if __name__ == "__main__":
+    for _name in sys.argv[1:]:
+        _described(Path(_name)).seal()

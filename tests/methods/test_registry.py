@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from pathlib import Path
 
 import pytest
 
@@ -110,16 +111,51 @@ def test_entry_point(plugins, backbone):
     assert trace.kept[0][0].tolist() == list(range(7)) and trace.visual_tokens.tolist() == [[7] * 6]
 
 
-def test_broken_entry_points(plugins):
-    plugins(plugin_two=None)
-    with pytest.raises(UserError, match=r"plug-in plugin_two .* cannot be loaded .* fix or uninstall"):
-        registry.available()
-    plugins(plugin_three=PLUGIN.format(name="fastv"))
-    with pytest.raises(UserError, match="two methods are named fastv"):
-        registry.available()
-    plugins(plugin_four="First = dict")
-    with pytest.raises(UserError, match="no subclass"):
-        registry.available()
-    plugins(plugin_five=PLUGIN.format(name=""))
-    with pytest.raises(UserError, match="attribute `name`"):
-        registry.available()
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        (None, "No module named"),
+        (PLUGIN.format(name="fastv"), "two methods are named fastv"),
+        ("First = dict", "no subclass"),
+        (PLUGIN.format(name=""), "attribute `name`"),
+        ("First = (", "SyntaxError: '(' was never closed, line 1"),
+    ],
+)
+def test_a_broken_plug_in_leaves_itself_out(plugins, source, words, capsys, request):
+    name = f"plugin_{abs(hash(request.node.name))}"  # Python imports a module once
+    plugins(**{name: source})
+    for _ in range(2):
+        assert "fastv" in registry.available() and "first" not in registry.available()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"plug-in {name} " in said and words in said and "uninstall it" in said
+    with pytest.raises(UserError, match=f"method {name} is not available: .*cannot be loaded"):
+        registry.build(name)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("def f(:\n", "SyntaxError: invalid syntax, line 1"),
+        ("import nowhere_to_be_found\n", "ModuleNotFoundError: No module named"),
+        ("1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_a_broken_file_of_this_package_leaves_one_method_out(tmp_path, source, words):
+    """In a process of its own, on a copy of the package: every command and --list went down with it."""
+    import shutil
+    import subprocess
+    import sys
+
+    package = Path(registry.__file__).parent
+    shutil.copytree(
+        package, tmp_path / "methods", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__")
+    )
+    (tmp_path / "methods" / "mine.py").write_text(source)
+    code = "from methods import registry; print(*registry.available()); registry.build('mine')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True
+    )
+    assert {"vanilla", "fastv", "stepprune"} <= set(done.stdout.split())
+    first, *_, last = done.stderr.splitlines()
+    assert first.startswith("LEFT OUT methods/mine.py cannot be imported (") and words in first
+    assert last.startswith("methods.errors.UserError: method mine is not available: methods/mine.py")
