@@ -57,6 +57,7 @@ RATES = {"33": 0.331, "22": 0.222, "11": 0.111}
 #: no budget). A label that is just a budget means the method's default settings. A folder may hold recordings
 #: of several methods.
 SETTINGS: dict[str, list[tuple[str, str] | tuple[str, str, int | Mapping[str, float] | None]]] = {
+    "divprune": [(r"(\d+)unsorted", "divprune:order=picked")],
     "fastv": [(r"(\d+)k(\d+)", "fastv:k={2}"), (r"(\d+)avg", "fastv:schedule=average")],
     "holov": [
         (r"p16\.(\d+)", "holov:crops=16"),
@@ -71,6 +72,7 @@ SETTINGS: dict[str, list[tuple[str, str] | tuple[str, str, int | Mapping[str, fl
         (r"prumerge_plus\.adaptive", "prumerge_plus:schedule=adaptive"),
     ],
     "sparsevlm": [(r"nonoise\.(\d+)", "sparsevlm")],
+    "vispruner": [(r"(\d+)r([\d.]+)", "vispruner:important_ratio={2}")],
     "visionzip": [(r"(\d\d)\+(\d)", "visionzip:dominant=0.{1},contextual=0.0{2}", None)],
 }
 #: labels of recordings that are left out, and why
