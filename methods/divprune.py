@@ -1,4 +1,5 @@
-"""DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (CVPR 2025, arXiv 2503.02175)."""
+"""DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (CVPR 2025, arXiv
+2503.02175)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing for the images of a batch together: a loop of many small steps costs as much for eight as for one."""
+"""Choosing for the images of a batch together: many small steps cost about as much for eight as for one."""
 
 from __future__ import annotations
 

@@ -46,6 +46,8 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from harness.parity import rounds
+
 #: largest difference of a logit or a feature, float32 on a CPU
 TOLERANCE = 1e-4
 
@@ -183,15 +185,14 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
             print(f"{source.method:14} no method of this name is registered: DISAGREES")
             failed += 1
             continue
-        subject = load(source.model, source.inputs, source.qwen)
-        for row in check(*subject, source.method, _load_file(source.vectors), source.name):
+        for row in _rows(source, load(source.model, source.inputs, source.qwen)):
             print(row, flush=True)
             if isinstance(row, LeftOut):
                 left_out += 1
                 continue
             rows += 1
             failed += isinstance(row, str) or not row.agrees
-            if isinstance(row, Row):
+            if not isinstance(row, str):
                 specs.add(setting_of(source.method, row.label).spec)
     if not rows:
         raise UserError(
@@ -204,6 +205,16 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
     verdict = f"{failed} disagree" if failed else "all agree"
     print(f"{rows} rows, {verdict}" + (f"; left out: {left_out}, see above" if left_out else ""))
     return 1 if failed else 0
+
+
+def _rows(source: Source, subject) -> Iterator[Row | rounds.RoundsRow | LeftOut | str]:
+    """All rows of one source; those of VisPruner's rounds, where they are recorded, last."""
+    yield from check(*subject, source.method, _load_file(source.vectors), source.name)
+    steps = source.vectors.with_name("steps.safetensors")
+    if source.method == "vispruner" and steps.is_file():
+        from harness.parity import rounds
+
+        yield from rounds.check(_load_file(steps))
 
 
 def _without_recordings(methods: Iterable[str], specs: Iterable[str]) -> Iterator[LeftOut]:

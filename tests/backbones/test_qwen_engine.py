@@ -30,7 +30,8 @@ SPECS = {
     "fastv": 0.25, "fastv:k=3,schedule=average": 0.7, "pdrop": 0.4, "pdrop:schedule=kept": 0.2,
     "sparsevlm": 0.3, "sparsevlm:schedule=average": 0.6, "visionzip": 0.4, "visionzip:contextual=0": 6,
     "holov": 0.3, "holov:alpha=0": 7, "prumerge": 0.3, "prumerge:schedule=adaptive": None,
-    "prumerge_plus": 0.3, "random": 5, "uniform": 0.3,
+    "prumerge_plus": 0.3, "random": 5, "uniform": 0.3, "divprune": 0.3, "divprune:order=picked": 5,
+    "vispruner": 0.4,
 }  # fmt: skip
 
 

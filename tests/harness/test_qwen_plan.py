@@ -21,6 +21,7 @@ PAGE = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8
 GRID = (5, 8)
 SPECS = [
     "vanilla", "random", "uniform", "downsample", "visionzip", "holov", "holov:alpha=0", "prumerge",
+    "divprune", "vispruner",
     "prumerge_plus", "fastv", "pdrop:schedule=kept", "sparsevlm",
 ]  # fmt: skip
 
@@ -69,7 +70,7 @@ def test_true_shape_has_every_method():
     }
     counts = {spec: counter.count(spec, budget) for spec, budget in budgets.items()}
     received = {spec: count.own for spec, count in counts.items() if count.own >= (4 * 576) ** 2 * 1280}
-    assert set(received) == {"visionzip", "holov", "prumerge", "prumerge_plus"}
+    assert set(received) == {"visionzip", "holov", "prumerge", "prumerge_plus", "vispruner"}
     own = counter.count("holov:alpha=0", 64).own
     assert own == (4 * 576) ** 2 * 1280 and f"({2 * own / 1e9:.1f} GFLOP at 672 x 672 pixels" in PAGE
     for spec in ("random", "visionzip", "holov", "prumerge"):

@@ -14,6 +14,7 @@ from methods.errors import UserError
 from methods.holov import HoloV
 from methods.schedules import mean_over_layers
 from methods.sparsevlm import recycling
+from methods.vispruner import VisPruner
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ def holov(pruner: HoloV, s: Shape, raters: int) -> int:
     return (s.N + 1) * s.d + (crops * longest**2 * s.D if pruner.alpha else 0)
 
 
+def divprune(pruner: Pruner, s: Shape, raters: int) -> int:
+    return s.N**2 * s.D
+
+
+def vispruner(pruner: VisPruner, s: Shape, raters: int) -> int:
+    important, diverse = pruner.split(s.N)
+    return (s.N + 1) * s.d + ((s.N - important) ** 2 * s.d if diverse else 0)
+
+
 #: multiply-accumulates of a method's own work, for (pruner, shape, number of rater words)
 CLAIMS: dict[str, Callable[[Pruner, Shape, int], int]] = {
     "vanilla": nothing,
@@ -97,6 +107,8 @@ CLAIMS: dict[str, Callable[[Pruner, Shape, int], int]] = {
     "sparsevlm": sparsevlm,
     "pdrop": pdrop,
     "holov": holov,
+    "divprune": divprune,
+    "vispruner": vispruner,
 }
 
 

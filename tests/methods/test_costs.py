@@ -18,10 +18,15 @@ from methods.sparsevlm import raters
 
 BUDGET = 16  # of 64
 BEFORE, AFTER = 5, 9  # text tokens before and after the image
+#: methods that choose by the projected features of all patches
+PROJECT_ALL = ("holov", "holov:crops=5", "divprune", "divprune:order=picked")
+#: methods whose choice needs each token compared with each: one matrix of cosines per image
+ALL_PAIRS = ("divprune", "divprune:order=picked")
 REAL = [name for name in CLAIMS if name not in ("vanilla", "random", "uniform", "downsample")]
 VARIANTS = [
     "fastv:k=3", "visionzip:contextual=0", "pdrop:schedule=stock", "pdrop:schedule=kept",
     "sparsevlm:schedule=average", "holov:crops=5", "holov:alpha=0",
+    "divprune:order=picked", "vispruner:important_ratio=1.0",
 ]  # fmt: skip
 
 
@@ -65,7 +70,7 @@ def test_every_own_method_has_a_claim():
     """A method with a checkpoint of its own is tested where it lives."""
     own = {name for name, cls in registry.available().items() if cls.__module__.startswith("methods.")}
     assert set(CLAIMS) <= own
-    assert len(REAL) == 7 and {v.partition(":")[0] for v in VARIANTS} <= set(REAL)
+    assert len(REAL) == 9 and {v.partition(":")[0] for v in VARIANTS} <= set(REAL)
 
 
 @pytest.mark.parametrize("spec", [*CLAIMS, *VARIANTS])
@@ -81,9 +86,9 @@ def test_own_work_is_the_formula(subject, inputs, counter, spec):
     claim = CLAIMS[spec.partition(":")[0]](pruner, shape, words)
     assert count.selection == claim
     assert (claim > 0) == (spec.partition(":")[0] in REAL)
-    projected = 64 if getattr(pruner, "alpha", 0) else count.visual_tokens[0]
+    projected = 64 if spec in PROJECT_ALL else count.visual_tokens[0]
     per_token = shape.d * shape.D + shape.D**2
-    assert count.projector == projected * per_token, "HoloV alone projects the patches that it drops"
+    assert count.projector == projected * per_token, "only some project the patches that they drop"
 
 
 class Shapes(TorchDispatchMode):
@@ -123,7 +128,8 @@ def test_no_map_of_all_tokens_with_all_tokens(subject, inputs, spec):
     assert lengths == {64, 65, 78} and maps(unpruned, lengths) == {(1, 65, 64), (65, 64)}
     shapes, lengths = shapes_of(subject.model, build(spec), inputs)
     assert {64, 65} < lengths
-    assert not maps(shapes - unpruned, lengths)
+    allowed = {(1, 64, 64)} if spec in ALL_PAIRS else set()
+    assert maps(shapes - unpruned, lengths) == allowed
 
 
 def test_the_trace_sees_maps(subject, inputs):

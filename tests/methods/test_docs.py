@@ -16,6 +16,7 @@ SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 TITLES = {
     "fastv": "FastV", "visionzip": "VisionZip", "prumerge": "PruMerge", "prumerge_plus": "PruMerge+",
     "sparsevlm": "SparseVLM", "pdrop": "PDrop", "holov": "HoloV",
+    "divprune": "DivPrune", "vispruner": "VisPruner",
 }  # fmt: skip
 SCHEDULES = re.findall(r"^\| `([^`]+)` \| (\d+) \| \d.+$", PAGE, re.M)
 COSTS = re.findall(r"^\| `([^`]+)` \| [^|\d`].+? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.M)
