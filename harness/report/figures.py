@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
 from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
+
+from harness.store import atomic
 
 
 def draw(table: pd.DataFrame, out: Path) -> list[Path]:
     """Write accuracy_budget.png and accuracy_latency.png from the leaderboard's rows
     (harness.report.leaderboard.build).
 
-    Budgets stand in visual tokens, or in % of an image's where all of them are fractions. Draws nothing where
-    no method prunes.
+    Budgets stand in visual tokens, or in % of an image's where all of them are fractions. Where no method
+    that prunes has an average there is nothing to draw; figures of an earlier run are removed then.
     """
+    paths = [out / "accuracy_budget.png", out / "accuracy_latency.png"]
+    pruning = table["budget"].notna()
+    if "average" not in table or not table.loc[pruning, "average"].notna().any():
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return []
     import matplotlib
 
     matplotlib.use("Agg")
@@ -23,7 +32,7 @@ def draw(table: pd.DataFrame, out: Path) -> list[Path]:
 
     sns.set_theme(style="whitegrid", context="paper")
     data = table.copy()
-    for column in ("average", "average_low", "average_high", "prefill"):
+    for column in ("average_low", "average_high", "prefill", "kept"):
         if column not in data:
             data[column] = float("nan")
     unpruned = data.loc[data["budget"].isna(), "kept"].mean()
@@ -31,11 +40,8 @@ def draw(table: pd.DataFrame, out: Path) -> list[Path]:
     by_share = bool(fractions.all())
     data["x"] = data["block"].where(~fractions, data["block"] * (100 if by_share else unpruned))
     pruned = data[data["budget"].notna()].drop(columns="budget").rename(columns={"block": "budget"})
-    if pruned.empty:
-        return []
     colours = cycle([*sns.color_palette("colorblind"), *sns.color_palette("dark")])
     palette = dict(zip(pruned["method"].unique(), colours))
-    paths = [out / "accuracy_budget.png", out / "accuracy_latency.png"]
 
     figure, axes = plt.subplots(figsize=(7.4, 4.2))
     sns.lineplot(pruned, x="x", y="average", hue="method", palette=palette, marker="o", ax=axes)
@@ -72,5 +78,7 @@ def _save(figure, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
     plt.close(figure)
+    atomic.replace(path, drawn.getvalue())

@@ -15,6 +15,7 @@ from harness.report import figures
 from harness.run import measure_costs, reuse
 from harness.run.config import RunConfig
 from harness.run.session import Session
+from harness.store import atomic
 from harness.tasks.bootstrap import Units, resampled_sums
 from harness.tasks.suites import BENCHMARKS, averaged
 
@@ -33,8 +34,9 @@ def publish(session: Session, outcome) -> str:
     if outcome.kept:
         table["other_code"] = [", ".join(outcome.kept.get(_address(row), ())) for _, row in table.iterrows()]
     text = render(config, table, caption(config, outcome, text_tokens))
-    (config.out / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
-    table.drop(columns="failed").to_csv(config.out / "leaderboard.csv", index=False)
+    atomic.replace(config.out / "leaderboard.md", (text + "\n").encode())
+    csv = table.drop(columns="failed").to_csv(index=False, lineterminator="\n")
+    atomic.replace(config.out / "leaderboard.csv", csv.encode())
     figures.draw(table, config.out)
     return text
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import logging
+import sys
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +16,15 @@ from typing import Protocol
 from harness.run import processes, reuse
 from harness.run.config import Cell, Method, RunConfig
 from harness.run.local import LocalEngine
-from harness.run.lock import only_run
+from harness.run.lock import Place, only_run
 from harness.run.processes import ALONE, Processes
 from harness.run.session import Session
 from harness.store import records
 from methods.errors import UserError
+
+LOG = logging.getLogger(__name__)
+#: what is written into --out itself
+_AT_THE_END = ("leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png")
 
 
 class Engine(Protocol):
@@ -48,7 +56,7 @@ class Outcome:
     kept: dict[tuple, list[str]] = field(default_factory=dict)
 
 
-def run(config: RunConfig, say: Callable[[str], None] = print) -> int:
+def run(config: RunConfig, say: Callable[[str], None] = LOG.info) -> int:
     """The whole of `run_all.py`. Returns 0, or 1 if a cell failed or was left out. Raises UserError for bad
     input."""
     with processes.joined() as team, contextlib.ExitStack() as held:
@@ -71,6 +79,9 @@ def _nothing(line: str) -> None:
 def _claim(out: Path, held: contextlib.ExitStack) -> None:
     check_writable(out)
     held.enter_context(only_run(out))
+    for name in _AT_THE_END:
+        if (out / name).is_dir():
+            raise UserError(f"{out / name} is a folder, where a file of this run belongs; move it away")
 
 
 def _start(config: RunConfig, team: Processes, held: contextlib.ExitStack) -> Engine:
@@ -89,7 +100,8 @@ def _publish(session: Session, outcome: Outcome, say: Callable[[str], None]) -> 
 
     out = session.config.out
     say("\n" + leaderboard.publish(session, outcome))
-    say(f"\nIn {out}: leaderboard.md, leaderboard.csv, and figures of what prunes")
+    drawn = ", and figures of what prunes" if (out / _AT_THE_END[-1]).exists() else ""
+    say(f"\nIn {out}: leaderboard.md, leaderboard.csv{drawn}")
     for record in outcome.cells:
         reduced = record.get("run", {}).get("batch_size_reduced_to")
         if reduced:
@@ -110,9 +122,8 @@ def check_writable(out: Path) -> None:
     """UserError unless files can be made in `out` (made if missing)."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
         raise UserError(
             f"cannot write to {out} ({error.strerror}); choose another folder with --out"
@@ -141,14 +152,37 @@ def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE
         f"{reused} finished earlier in {config.out} are re-used, {len(todo)} to compute"
         + (f", by {team.size} processes" if team.size > 1 else "")
     )
-    for record in engine.compute(todo):
-        found.records[record["key"]] = record
-    if not team.first:
-        return None
-    efficiency = _efficiency(engine, found, say)
+    with contextlib.closing(Place(config.out)) as place:
+        for record in _told(engine.compute(todo), todo, say):
+            place.check()
+            found.records[record["key"]] = record
+        if not team.first:
+            return None
+        efficiency = _efficiency(engine, found, place, say)
     ordered = [found.records[c.key] for c in cells]
     failed = [r for r in (*ordered, *efficiency) if r["status"] == "failed"]
     return Outcome(ordered, efficiency, reused, len(todo), failed, session.left_out, found.kept)
+
+
+def _told(made: Iterator[dict], todo: Sequence[Cell], say: Callable[[str], None]) -> Iterator[dict]:
+    """The records as they come; `say` hears of each task when it is done, where no progress bar is seen."""
+    left = Counter(cell.benchmark.name for cell in todo)
+    titles = {cell.benchmark.name: cell.benchmark.title for cell in todo}
+    total, done, start = len(left), 0, time.monotonic()
+    failed: Counter = Counter()
+    for record in made:
+        yield record
+        task = record["task"]
+        left[task] -= 1
+        failed[task] += record["status"] == "failed"
+        if left[task]:
+            continue
+        done += 1
+        if not sys.stderr.isatty():
+            cells = sum(cell.benchmark.name == task for cell in todo)
+            bad = f", {failed[task]} failed" if failed[task] else ""
+            seconds = time.monotonic() - start
+            say(f"{titles[task]}: {cells} cells{bad}; {done} of {total} tasks after {seconds:.0f} s")
 
 
 def _check_equal(mine: int, wanted: int) -> None:
@@ -158,7 +192,7 @@ def _check_equal(mine: int, wanted: int) -> None:
         )
 
 
-def _efficiency(engine: Engine, found: reuse.Found, say: Callable[[str], None]) -> list[dict]:
+def _efficiency(engine: Engine, found: reuse.Found, place: Place, say: Callable[[str], None]) -> list[dict]:
     """One record a method: read if there, else measured together with vanilla in one interleaved session."""
     from harness.run import measure_costs
 
@@ -172,7 +206,11 @@ def _efficiency(engine: Engine, found: reuse.Found, say: Callable[[str], None]) 
     if missing:
         vanilla = session.methods[0]
         together = [vanilla, *(m for m in missing if m is not vanilla)]
-        for method, result in zip(together, engine.measure(together)):
+        if not sys.stderr.isatty():
+            say(f"timing the prefill of {len(together)} methods, {session.config.latency_repeats} times")
+        results = engine.measure(together)
+        place.check()
+        for method, result in zip(together, results):
             if method in missing:
                 path, own = wanted[method]
                 done[method] = records.sealed(

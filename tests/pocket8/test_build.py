@@ -139,3 +139,17 @@ def test_an_images_name_leads_to_its_scene(root, task):
 
 def _images(root):
     return parquet.read_table(root / "gqa/eval_images.parquet").to_pylist()
+
+
+def test_what_a_killed_drawing_left_is_removed(tmp_path, monkeypatch):
+    """17 MB stayed in the cache for ever. What another process draws just now stays, and a user's folders."""
+    monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
+    monkeypatch.setenv("POCKET8_HOME", str(tmp_path))
+    left, mine = tmp_path / ".drawing-ab_cdef1", tmp_path / ".drawing-by-hand"
+    for folder in (left, mine):
+        (folder / "gqa").mkdir(parents=True)
+    with build._drawing(tmp_path) as busy:
+        root = build.ensure()
+        assert {p.name for p in tmp_path.iterdir()} == {root.name, busy.name, mine.name}
+    left.mkdir()
+    assert build.ensure() == root and not left.exists()

@@ -10,10 +10,14 @@ python -m harness.pocket.data.build            # into the cache folder that `ens
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import io
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,7 @@ from .v2 import build as v2_build
 from .v2 import paint as v2_paint
 from .v2 import scenes as v2_scenes
 
+_DRAWING = ".drawing-"
 #: The version that is drawn and asked unless another is named; 2 once the weights trained for it are shipped.
 #: Part of the folder's name: a change of scenes, questions or schemas is a new version.
 VERSION = 1
@@ -216,18 +221,48 @@ def ensure(root: Path | None = None, varied: bool = False, version: int = VERSIO
     varied: on canvases of varied size instead of squares; both sets live side by side.
     """
     root = root or default_root(varied, version)
+    _remove_unfinished(root.parent)
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root.parent))
-        try:
-            build(temporary, varied=varied, version=version)
-            os.replace(temporary, root)
-        except OSError:
-            if not root.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with _drawing(root.parent) as temporary:
+            try:
+                build(temporary, varied=varied, version=version)
+                os.replace(temporary, root)
+            except OSError:
+                if not root.exists():  # else another process was faster
+                    raise
     return root
+
+
+@contextlib.contextmanager
+def _drawing(parent: Path) -> Iterator[Path]:
+    """A folder to draw into, locked as long as this process lives, removed at the end."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_DRAWING, dir=parent))
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if folder.exists():
+            break
+        os.close(handle)  # taken for a dead process's before it was locked
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _remove_unfinished(parent: Path) -> None:
+    """Remove what processes that were killed had begun to draw in `parent`: nobody holds the lock on it."""
+    for folder in parent.glob(f"{_DRAWING}*"):
+        if not re.fullmatch(r"[a-z0-9_]{8}", folder.name.removeprefix(_DRAWING)):
+            continue
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,13 @@ def parameter_groups(objective: Objective, options: TrainOptions) -> list[dict]:
 
 def train(options: TrainOptions) -> dict[str, object]:
     """Train, calibrate, write checkpoint, log and plot. Returns the summary that is written as
-    <out>.summary.json. Raises UserError if `out` exists or a run is under way and `resume` is not set."""
+    <out>.summary.json. Raises UserError if `out` exists or a run is under way and `resume` is not set, if it
+    was begun with other options, or if another process is at it."""
+    with state.only_training(options):
+        return _train(options)
+
+
+def _train(options: TrainOptions) -> dict[str, object]:
     from accelerate import Accelerator
     from accelerate.utils import set_seed
     from tqdm import tqdm
@@ -247,7 +253,7 @@ def train(options: TrainOptions) -> dict[str, object]:
     control = LengthControl(options.target_tokens, options.tokens)
     start, seconds = 0, 0.0
     if options.resume:
-        facts = state.load(options.working_folder, objective, optimiser)
+        facts = state.load(options.working_folder, objective, optimiser, state.settings(options))
         if facts:
             start, seconds = int(facts["step"]), float(facts["seconds"])
             control = replace(control, **facts["control"])
@@ -305,6 +311,7 @@ def train(options: TrainOptions) -> dict[str, object]:
             if (step + 1) % options.save_every == 0 or step + 1 == stop_at:
                 spent = seconds + time.monotonic() - clock
                 facts = {"step": step + 1, "seconds": spent, "control": _plain(control)}
+                facts["settings"] = state.settings(options)
                 state.save(options.working_folder, objective, optimiser, facts)
     bar.close()
     accelerator.wait_for_everyone()
