@@ -78,7 +78,7 @@ class Backbone:
             for own, prompt in zip(rows, prompts)
         ]
         batch = self.processor(
-            images=[image.convert("RGB") for own in rows for image in own],
+            images=[image.convert("RGB") for own in rows for image in own] or None,
             text=texts,
             padding=True,
             padding_side="left",
@@ -86,7 +86,8 @@ class Backbone:
         )
         device = self.model.device
         moved = {k: v.to(device) for k, v in batch.items()}
-        moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
+        if "pixel_values" in moved:
+            moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
         return moved
 
     def describe(self) -> dict[str, object]:

@@ -7,9 +7,9 @@ columns on entry of a layer. generate() never knows: its token ids, 2-D mask and
 full prompt, and the hooks rewrite what the language model or a layer gets of them, in prefill and in every
 decode step. The key-value cache simply holds fewer tokens in the layers after a cut.
 
-A prefill is a call with an empty cache or none. Not supported, RuntimeError: chunked prefill, assisted
-decoding, re-used or static caches, prompts padded on the right. `logits` of a plain forward have the length
-that is left.
+A prefill is a call with an empty cache or none. Not supported, RuntimeError, the same for every method:
+chunked prefill, generate() without a cache, assisted decoding, re-used or static caches, `labels`, two
+threads at once, prompts padded on the right. `logits` of a plain forward have the length that is left.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from backbones.engine.before_llm import ImageSide
 from backbones.engine.inside_llm import LayerSide, Prompt
 from backbones.engine.selection_check import check_budget
 from backbones.engine.trace import Trace
+from backbones.engine.wrappers import uncompiled, unwrapped
 from backbones.families import adapter_for
 from backbones.families.family import Grid, Images
 from backbones.layout import Layout, Move, cut, gather, layout_of
@@ -58,6 +60,7 @@ class Engine:
     """Context manager; `__enter__` gives the Trace. See `methods.base.Pruner.__call__`."""
 
     def __init__(self, model: nn.Module, pruner: Pruner):
+        self._given, model = model, unwrapped(model)
         self.adapter = adapter_for(model)
         self.model, self.pruner = model, pruner
         if self.adapter.visual_tokens is not None:
@@ -97,10 +100,12 @@ class Engine:
         """Drop all that belongs to one prefill."""
         self._ids: Tensor | None = None
         self._seen: list[_Seen] | None = None
+        self._seen_by: int | None = None
         self._prompt: Prompt | None = None
         self._cache: object = None
         self._is_prefill = self._positions_given = False
         self._step: object = None
+        self._caller: int | None = None
         self.stages.forget()
 
     def _switch_on(self) -> None:
@@ -110,8 +115,44 @@ class Engine:
         hooks += [(layer, functools.partial(self._on_layer, i)) for i, layer in enumerate(adapter.layers)]
         for module, hook in hooks:
             self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self._undo.append(adapter.inner.register_forward_hook(self._after_model, always_call=True).remove)
+        if self.pruner.acts:
+            self._undo.append(self.model.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
+            self._wrap(self.model, "_prefill", self._checked_prefill)
+        eager = uncompiled(self._given)
+        eager.__enter__()
+        self._undo.append(lambda: eager.__exit__(None, None, None))
         if self.images.involved:
             self._wrap_image_features(adapter.inner)
+
+    def _wrap(self, owner: nn.Module, name: str, make: Callable[[Callable], Callable]) -> None:
+        """Put `make` of a method in its place on this one object, until the end."""
+        original, had_own = getattr(owner, name), name in vars(owner)
+        setattr(owner, name, make(original))
+        self._undo.append(
+            (lambda: setattr(owner, name, original)) if had_own else lambda: delattr(owner, name)
+        )
+
+    @staticmethod
+    def _checked_prefill(original: Callable) -> Callable:
+        """generate()'s prefill, refusing what makes several calls of one prompt: each would be taken for a
+        prompt of its own, or for a decoding step."""
+
+        @functools.wraps(original)
+        def prefill(input_ids, generation_config, model_kwargs, *more, **options):
+            chunk = generation_config.prefill_chunk_size
+            if chunk is not None and chunk < input_ids.shape[1]:
+                raise RuntimeError(
+                    "chunked prefill is not supported while a pruner is on; leave out prefill_chunk_size"
+                )
+            if model_kwargs.get("use_cache", generation_config.use_cache) is False:
+                raise RuntimeError(
+                    "generate() without a cache is not supported while a pruner is on, since every token "
+                    "would choose anew; call it with use_cache=True"
+                )
+            return original(input_ids, generation_config, model_kwargs, *more, **options)
+
+        return prefill
 
     def _wrap_image_features(self, inner: nn.Module) -> None:
         original, had_own = inner.get_image_features, "get_image_features" in vars(inner)
@@ -122,6 +163,7 @@ class Engine:
             given = signature.bind(*args, **options).arguments
             more = given.pop("kwargs", {})
             images = self.adapter.images({**given, **more})
+            self._seen_by = threading.get_ident()
             return BaseModelOutputWithPooling(pooler_output=self._image_features(images))
 
         def restore():
@@ -165,9 +207,20 @@ class Engine:
 
     def _on_model(self, module, args, kwargs) -> None:
         """Pre-hook of the multimodal model: the only place where the prompt's token ids pass by."""
+        me = threading.get_ident()
+        if self._caller not in (None, me) or (self._seen is not None and self._seen_by != me):
+            raise RuntimeError(
+                "two threads call the model at once while a pruner is on; call it from one thread at a "
+                "time, or give each a model of its own"
+            )
+        self._caller = me
         self.adapter.check_prompt(kwargs)
         self._ids = args[0] if args else kwargs.get("input_ids")
         self._positions_given = kwargs.get("position_ids") is not None
+
+    def _after_model(self, module, args, output) -> None:
+        if self._caller == threading.get_ident():
+            self._caller = None
 
     def _on_language_model(self, module, args, kwargs):
         cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
@@ -334,6 +387,14 @@ class Engine:
     def _note(self, after: Layout) -> None:
         for noted, kept in zip(self.trace.kept, after.kept):
             noted.append(kept)
+
+
+def _refuse_labels(module, args, kwargs) -> None:
+    if kwargs.get("labels") is not None:
+        raise RuntimeError(
+            "labels= is not supported while a pruner is on: logits have the length that is left of the "
+            "prompt; take the loss of `logits` and the labels of the text yourself"
+        )
 
 
 def _is_static(cache) -> bool:

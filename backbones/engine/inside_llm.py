@@ -59,6 +59,7 @@ class LayerSide:
         self._prompt = prompt
         self._after: list[_AfterCut] = []
         self._previous: tuple[Tensor, Rotary] | None = None
+        self._keys: tuple[Tensor, Rotary] | None = None
         self._own = [self._stages(tuple(sizes)) for sizes in prompt.sizes]
         self.stages = next(filter(None, self._own), [])
         entries = [stage.layer for stage in self.stages]
@@ -83,7 +84,7 @@ class LayerSide:
 
     def forget(self) -> None:
         """Drop all tensors."""
-        self._prompt = self._previous = None
+        self._prompt = self._previous = self._keys = None
         self._after, self._rows = [], []
 
     @property
@@ -120,7 +121,10 @@ class LayerSide:
             self._previous = None
             return
         rows = slice(None) if stage.rows else slice(-1, None)
-        self._previous = hidden[:, rows], tuple(t[:, rows] for t in self._rotary(kwargs))
+        rotary = self._rotary(kwargs)
+        self._previous = hidden[:, rows], tuple(t[:, rows] for t in rotary)
+        # without a cache the layer's keys are computed once more
+        self._keys = None if kwargs.get("past_key_values") is not None else (hidden, rotary)
 
     def _rotary(self, kwargs: dict) -> Rotary:
         """(cos, sin) of the present columns."""
@@ -198,12 +202,10 @@ class LayerSide:
         else:
             layer = self.adapter.layers[stage.layer - 1]
             queries, rotary = self._previous
-            cache = kwargs.get("past_key_values")
-            if cache is None:
-                raise RuntimeError(
-                    f"{self.pruner.name} reads the key-value cache: call the model with use_cache=True"
-                )
-            keys = cache.layers[stage.layer - 1].keys
+            if self._keys is None:
+                keys = kwargs["past_key_values"].layers[stage.layer - 1].keys
+            else:
+                keys = layer_keys(layer, *self._keys)
         layout = self.layout
         if not stage.rows:
             last = torch.tensor([-1], device=hidden.device)
