@@ -43,6 +43,6 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Inside, a compiled `model` runs as it was written: its recorded graphs know of no hooks that came later
-    and would skip a pruner without a word."""
+    """Inside, a compiled `model` runs as it was written: torch.compile gives no promise about hooks that come
+    later, and to trace them anew for every pruner takes minutes."""
     return torch.compiler.set_stance("force_eager") if is_compiled(model) else contextlib.nullcontext()

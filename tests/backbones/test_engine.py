@@ -226,7 +226,7 @@ def test_what_is_not_supported_says_so(model, batch):
     with pruner(model), pytest.raises(RuntimeError, match="chunked"):
         model.generate(**one, max_new_tokens=2, prefill_chunk_size=16)
     with pruner(model), pytest.raises(RuntimeError, match="use_cache=True"):
-        model(**one, use_cache=False)
+        model.generate(**one, max_new_tokens=2, use_cache=False)
     with pruner(model), pytest.raises(RuntimeError, match="on the left"):
         model(**{**batch, "attention_mask": batch["attention_mask"].flip(1)})
     cache = model(**one, use_cache=True).past_key_values

@@ -103,8 +103,7 @@ def test_wrapped_models_are_pruned_like_the_model_inside(asked, family, spec, wr
             assert wrapped.unload() is model
 
 
-def test_a_graph_compiled_of_the_unpruned_model_does_not_slip_past(asked):
-    """It was recorded before there were hooks, and would be run as it is. One layer compiles fast."""
+def test_a_layer_that_was_compiled_and_run_before_is_pruned_and_then_as_before(asked):
     backbone, inputs = asked["llava"]
     model = backbone.model
     cut = model.model.language_model.layers[2]
