@@ -341,6 +341,9 @@ class RunOptions:
     fresh: Annotated[
         bool, flag("--fresh", "compute everything again, replacing earlier results of these cells", HOW)
     ] = RunConfig.fresh
+    explore: Annotated[
+        int, count("--explore", "questions in the page's explorer, with what each method kept", HOW, least=0)
+    ] = RunConfig.explore
     keep_results: Annotated[
         bool,
         flag(

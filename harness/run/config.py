@@ -25,8 +25,9 @@ _LONGEST = 80
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The options of `run_all.py`, checked. `methods` are specs such as `fastv:k=3,schedule=average`. `limit`
-    is documents a benchmark (None: all), `limits` the same for single ones. `load`: how the backbone is found
-    and loaded. `keep_results`: re-use what was finished by other code, with a footnote in the table.
+    is documents per benchmark (None: all), `limits` the same for single ones. `load`: how the backbone is
+    found and loaded. `explore`: questions in the explorer of the page. `keep_results`: re-use what was
+    finished by other code, with a footnote in the table.
     """
 
     benchmarks: tuple[Benchmark, ...]
@@ -41,6 +42,7 @@ class RunConfig:
     device: str = "cpu"
     dtype: str = "float32"
     fresh: bool = False
+    explore: int = 60
     keep_results: bool = False
     seed: int = 0
     latency_repeats: int = 15

@@ -15,6 +15,7 @@ from harness.run.config import Cell, Method, RunConfig, build_pruner, make_cell,
 from harness.run.device import name_of
 from harness.store import records
 from harness.store.journal import Journal
+from harness.tasks.slices import sample
 from methods.errors import UserError
 
 
@@ -124,6 +125,11 @@ class Session:
         return [Documents(b, s, config.limit_of(b)) for b, s in zip(config.benchmarks, self.sources)]
 
     @functools.cached_property
+    def explored(self) -> list[tuple[str, int]]:
+        """(task, row) of the questions that the page's explorer shows."""
+        return sample({d.benchmark.name: d.numbers for d in self.documents}, self.config.explore)
+
+    @functools.cached_property
     def cells(self) -> list[Cell]:
         answering = identity.answer_code(str(self.described["family"]))
         scoring = {d.benchmark.name: identity.scoring_code(d.benchmark) for d in self.documents}
@@ -156,6 +162,7 @@ class Session:
             batch_size=self.config.batch_size,
             max_new_tokens=self.config.token_cap,
             blind=self.config.blind,
+            explored={row for name, row in self.explored if name == documents.benchmark.name},
             row_of=lambda task, doc_id: documents.numbers[doc_id],
             image_of=lambda task, doc_id: documents.image_ids[doc_id],
         )

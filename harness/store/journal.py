@@ -30,7 +30,9 @@ class Answer:
     `row` is the document's row number in the benchmark's file; `prompt` a digest of the prompt text and the
     generation settings, so that an answer to a changed prompt is not taken for this one; `input_tokens` the
     full-length prompt's tokens, of which `image_tokens` are image places; `visual_tokens` the visual tokens
-    that entered each layer of the language model, as measured.
+    that entered each layer of the language model, as measured; `kept` which of the image's visual tokens were
+    left in the last layer (below 0: made by the method), in the order of choice where the method has one, and
+    only for the questions of the page's explorer.
     """
 
     row: int
@@ -40,6 +42,7 @@ class Answer:
     image_tokens: int
     output_tokens: int
     visual_tokens: tuple[int, ...]
+    kept: tuple[int, ...] | None = None
 
     @property
     def key(self) -> tuple[int, str]:
@@ -185,7 +188,7 @@ def _key(path: Path) -> str:
 
 
 def _line(answer: Answer, key: str) -> bytes:
-    body = {**asdict(answer), "cell": key}
+    body = {name: value for name, value in asdict(answer).items() if value is not None} | {"cell": key}
     return (json.dumps({**body, "check": _checksum(body)}, ensure_ascii=False) + "\n").encode()
 
 
@@ -198,7 +201,8 @@ def _parse(line: bytes, key: str) -> Answer:
     try:
         fields = json.loads(line)
         check, cell = fields.pop("check"), fields.pop("cell")
-        answer = Answer(**{**fields, "visual_tokens": tuple(fields["visual_tokens"])})
+        lists = {name: tuple(fields[name]) for name in ("visual_tokens", "kept") if name in fields}
+        answer = Answer(**{**fields, **lists})
     except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError("unreadable") from error
     if check != _checksum({**fields, "cell": cell}):

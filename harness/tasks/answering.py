@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.store.journal import Answer
@@ -83,9 +83,16 @@ def batches(questions: Sequence[Question], size: int) -> list[list[int]]:
     return result
 
 
-def answer(backbone, pruner, questions: Sequence[Question], inputs: Mapping[str, object]) -> list[Answer]:
+def answer(
+    backbone,
+    pruner,
+    questions: Sequence[Question],
+    inputs: Mapping[str, object],
+    explored: Container[int] = (),
+) -> list[Answer]:
     """Answers to one batch, in order.
 
+    explored: rows whose answers say which visual tokens were left.
     inputs: what `backbone.inputs` made of the same questions (left-padded, [B, n]). pruner: a
     methods.base.Pruner. Exceptions pass through: an answer that could not be computed must never count as an
     empty one.
@@ -115,6 +122,16 @@ def answer(backbone, pruner, questions: Sequence[Question], inputs: Mapping[str,
                 image_tokens=int(image_places[i]),
                 output_tokens=int((new[i] != tokenizer.pad_token_id).sum()),
                 visual_tokens=tuple(visual[i]),
+                kept=_kept(pruner, trace, i, len(questions)) if question.row in explored else None,
             )
         )
     return answers
+
+
+def _kept(pruner, trace, sample: int, batch: int) -> tuple[int, ...] | None:
+    """`Answer.kept` of a sample of the batch; None if the method left everything."""
+    if not trace.kept[sample]:
+        return None
+    orders = getattr(pruner, "orders", None)
+    chosen = orders[sample] if orders is not None and len(orders) == batch else trace.kept[sample][-1]
+    return tuple(chosen.tolist())

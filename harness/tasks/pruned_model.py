@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
@@ -42,13 +42,14 @@ class PrunedModel(lmms):
         batch_size: int = 1,
         max_new_tokens: int | None = None,
         blind: bool = False,
+        explored: Container[int] = (),
         row_of: Callable[[str, int], int] = lambda task, doc_id: doc_id,
         image_of: Callable[[str, int], str] = lambda task, doc_id: f"{task}/{doc_id}",
     ):
         super().__init__()
         self.backbone, self.pruner, self.journal = backbone, pruner, journal
         self.identity, self.batch_size, self.max_new_tokens = dict(identity), batch_size, max_new_tokens
-        self.blind, self._row_of, self._image_of = blind, row_of, image_of
+        self.blind, self.explored, self._row_of, self._image_of = blind, explored, row_of, image_of
 
     @property
     def device(self):
@@ -94,7 +95,7 @@ class PrunedModel(lmms):
 
     def answer(self, questions: Sequence[Question], inputs: Mapping[str, object]) -> list[Answer]:
         """Answer one batch and journal it."""
-        answers = answer(self.backbone, self.pruner, questions, inputs)
+        answers = answer(self.backbone, self.pruner, questions, inputs, self.explored)
         self.journal.append(answers)
         return answers
 

@@ -11,7 +11,7 @@ N documents, so groups are never cut and the slice may hold a few documents more
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 
 def take(
@@ -42,6 +42,22 @@ def take(
                 chosen += rows[queues[stratum][depth]]
         depth += 1
     return sorted(chosen)
+
+
+def sample(rows: Mapping[str, Sequence[int]], number: int) -> list[tuple[str, int]]:
+    """Which questions the page's explorer shows: (task, row) by digest, the tasks in turn, so that a larger
+    sample contains a smaller one.
+
+    Args:
+        rows: by task, the rows that were asked.
+        number: of questions at most.
+    """
+    queues = {
+        task: sorted(own, key=lambda row: _digest("explorer", (task, row))) for task, own in rows.items()
+    }
+    depth = max((len(q) for q in queues.values()), default=0)
+    turns = [(task, queue[i]) for i in range(depth) for task, queue in queues.items() if i < len(queue)]
+    return turns[:number]
 
 
 def _digest(salt: str, value: Hashable) -> str:

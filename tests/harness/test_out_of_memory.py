@@ -52,12 +52,12 @@ def limited(monkeypatch, error: Exception, most: int) -> list[int]:
     """FastV fits at most `most` questions; returns the sizes of the batches that it was tried with."""
     real, tried = pruned_model.answer, []
 
-    def answer(backbone, pruner, questions, inputs):
+    def answer(backbone, pruner, questions, inputs, *more):
         if "fastv" in type(pruner).__module__:
             tried.append(len(questions))
             if len(questions) > most:
                 raise error
-        return real(backbone, pruner, questions, inputs)
+        return real(backbone, pruner, questions, inputs, *more)
 
     monkeypatch.setattr(pruned_model, "answer", answer)
     return tried

@@ -137,8 +137,8 @@ def test_known_answers_have_known_scores(hub_checkpoints, mirror, tmp_path, monk
 
     real, known = pruned_model.answer, truths(mirror)
 
-    def told(backbone, pruner, questions, inputs):
-        answers = real(backbone, pruner, questions, inputs)
+    def told(backbone, pruner, questions, inputs, *more):
+        answers = real(backbone, pruner, questions, inputs, *more)
         stop = "." if pruner.acts else ""
         return [replace(a, text=known[q.text] + stop) for a, q in zip(answers, questions)]
 

@@ -136,9 +136,9 @@ def test_an_interrupted_run_goes_on(finished, command, tmp_path, monkeypatch, ca
     assert kept > 0
     computed = []
 
-    def counted(backbone, pruner, questions, inputs):
+    def counted(backbone, pruner, questions, inputs, *more):
         computed.extend(questions)
-        return real(backbone, pruner, questions, inputs)
+        return real(backbone, pruner, questions, inputs, *more)
 
     monkeypatch.setattr(pruned_model, "answer", counted)
     assert app.run_all(command(tmp_path)) == 0
@@ -162,10 +162,10 @@ def test_a_larger_slice_re_uses_the_answers_of_a_smaller_one(command, tmp_path):
 def test_a_failing_cell_is_recorded_and_the_run_goes_on(command, tmp_path, monkeypatch, capsys):
     real = pruned_model.answer
 
-    def broken(backbone, pruner, questions, inputs):
+    def broken(backbone, pruner, questions, inputs, *more):
         if "fastv" in type(pruner).__module__ and questions[0].text.startswith("Is box"):  # MME
             raise ZeroDivisionError("no attention today")
-        return real(backbone, pruner, questions, inputs)
+        return real(backbone, pruner, questions, inputs, *more)
 
     monkeypatch.setattr(pruned_model, "answer", broken)
     assert app.run_all(command(tmp_path)) == 1
@@ -250,9 +250,9 @@ def test_fresh_computes_everything_again(command, tmp_path, monkeypatch):
     assert app.run_all(arguments) == 0
     real, computed = pruned_model.answer, []
 
-    def counted(backbone, pruner, questions, inputs):
+    def counted(backbone, pruner, questions, inputs, *more):
         computed.extend(questions)
-        return real(backbone, pruner, questions, inputs)
+        return real(backbone, pruner, questions, inputs, *more)
 
     monkeypatch.setattr(pruned_model, "answer", counted)
     assert app.run_all([*arguments, "--fresh"]) == 0

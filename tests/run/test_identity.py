@@ -45,9 +45,9 @@ def run(command, capsys, monkeypatch):
     """run(*further arguments) -> (what the command printed, number of answers that it computed)."""
     real, asked = pruned_model.answer, []
 
-    def counted(backbone, pruner, questions, inputs):
+    def counted(backbone, pruner, questions, inputs, *more):
         asked.extend(questions)
-        return real(backbone, pruner, questions, inputs)
+        return real(backbone, pruner, questions, inputs, *more)
 
     monkeypatch.setattr(pruned_model, "answer", counted)
     monkeypatch.setattr(figures, "draw", lambda *arguments: None)  # a second a run, and not looked at

@@ -8,7 +8,6 @@ stands in JSON or in escaped text, never in markup.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import math
@@ -18,8 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 
-#: questions in the explorer unless a run asks for more
-EXPLORED = 60
 #: longest side of an embedded picture, pixels
 SIDE = 336
 #: an answer's score from which it counts as right
@@ -55,24 +52,6 @@ class Explored:
     kind: str = ""
     evidence: Sequence[int] = ()
     answers: dict[str, dict] = field(default_factory=dict)
-
-
-def sample(rows: Mapping[str, Sequence[int]], number: int = EXPLORED) -> list[tuple[str, int]]:
-    """Which questions the explorer shows: (task, row) by digest, the tasks in turn, so that a larger sample
-    contains a smaller one.
-
-    Args:
-        rows: by task, the rows that were asked.
-        number: of questions at most.
-    """
-    queues = {task: sorted(own, key=lambda row: _digest(task, row)) for task, own in rows.items()}
-    depth = max((len(q) for q in queues.values()), default=0)
-    turns = [(task, queue[i]) for i in range(depth) for task, queue in queues.items() if i < len(queue)]
-    return turns[:number]
-
-
-def _digest(task: str, row: int) -> str:
-    return hashlib.sha256(f"explorer\x1f{task}\x1f{row}".encode()).hexdigest()
 
 
 def hard(scores: Mapping[str, Sequence[float]], vanilla: Sequence[float], reduced: Sequence[float]) -> dict:
