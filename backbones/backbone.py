@@ -15,9 +15,7 @@ import torch
 from backbones import digests
 from backbones.engine.vision_cache import VisionCache, vision_cache
 from backbones.families import adapter_for
-
-#: what transformers calls the least and the most pixels of an image whose size is free
-PIXEL_LIMITS = (("min", "shortest"), ("max", "longest"))
+from backbones.families.family import Family
 
 
 @dataclass
@@ -40,7 +38,7 @@ class Backbone:
         return adapter_for(self.model)
 
     @property
-    def family(self) -> str:
+    def family(self) -> Family:
         return self._adapter.family
 
     @property
@@ -48,8 +46,7 @@ class Backbone:
         """Visual tokens of an image, unpruned; the most that an image can have where they differ."""
         if self._adapter.visual_tokens is not None:
             return self._adapter.visual_tokens
-        processor = self.processor.image_processor
-        return processor.size["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2
+        return self.family.most_visual_tokens(self.processor)
 
     @property
     def num_layers(self) -> int:
@@ -94,23 +91,20 @@ class Backbone:
         """What a record needs to tell this backbone from others; JSON-able, no paths."""
         template = getattr(self.processor, "chat_template", None) or ""
         image_processor = self.processor.image_processor
-        pixels = {}
-        if self._adapter.visual_tokens is None:
-            pixels = {f"{end}_pixels": image_processor.size[f"{edge}_edge"] for end, edge in PIXEL_LIMITS}
         return {
             "name": self.name,
-            "family": self.family,
+            "family": self.family.model_type,
             "weights": self._weights_digest,
-            "config": _digest(self.model.config.to_diff_dict()),
-            "generation": _digest(self.model.generation_config.to_diff_dict()),
+            "config": config_digest(self.model.config.to_diff_dict()),
+            "generation": config_digest(self.model.generation_config.to_diff_dict()),
             "tokenizer": _tokenizer_digest(self.folder),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.config.get_text_config()._attn_implementation,
             "visual_tokens": self.num_visual_tokens,
             "layers": self.num_layers,
-            **pixels,
+            **self.family.pixel_limits(self.processor),
             "image_padding": image_padding(image_processor),
-            "image_processor": _digest(image_processor.to_dict()),
+            "image_processor": config_digest(image_processor.to_dict()),
             "chat_template": hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16],
             **self.facts,
         }
@@ -134,7 +128,8 @@ def image_padding(image_processor) -> str:
     return "centre crop" if getattr(image_processor, "do_center_crop", False) else "none"
 
 
-def _digest(body: dict) -> str:
+def config_digest(body: dict) -> str:
+    """16 hex digits of the SHA-256 of canonical JSON."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

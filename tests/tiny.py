@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from backbones.random_checkpoint import make
-from backbones.random_checkpoint.llava import (  # noqa: F401
+from backbones.families.tiny.llava import (  # noqa: F401
     IMAGE_SIZE,
     LAYERS,
     TEMPLATE,
@@ -11,6 +10,7 @@ from backbones.random_checkpoint.llava import (  # noqa: F401
     make_model,
     make_tokenizer,
 )
+from backbones.random_checkpoint import make
 
 
 def make_checkpoint(path: Path) -> Path:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from backbones.random_checkpoint import make
-from backbones.random_checkpoint.qwen2_5_vl import (  # noqa: F401
+from backbones.families.tiny.qwen import (  # noqa: F401
     LAYERS,
     MAX_TOKENS,
     MIN_TOKENS,
@@ -11,6 +10,7 @@ from backbones.random_checkpoint.qwen2_5_vl import (  # noqa: F401
     make_model,
     make_tokenizer,
 )
+from backbones.random_checkpoint import make
 
 
 def make_checkpoint(path: Path) -> Path:

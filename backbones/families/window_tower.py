@@ -1,7 +1,8 @@
-"""Reading Qwen2.5-VL's vision tower: what one block computed, and patches of an image at another size.
+"""Reading the vision tower of Qwen2-VL and Qwen2.5-VL: what one block computed, in which order, and patches
+of an image at another size.
 
-Inside the tower the patches of an image stand in window order, the four of a visual token one after the
-other. Taps are forward hooks; the tower keeps its fused attention.
+Inside the tower the patches of an image stand in its own order (Qwen2.5-VL's: window by window), the four of
+a visual token one after the other. Taps are forward hooks; the tower keeps its fused attention.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ QUERY_ROWS = 128
 
 
 @contextlib.contextmanager
-def tapped(blocks: nn.ModuleList, signals: Iterable[Signal]) -> Iterator[dict[int, Tap]]:
+def tapped(blocks: nn.ModuleList, signals: Iterable[Signal], title: str) -> Iterator[dict[int, Tap]]:
     """Collects, by layer, what `signals` need of the tower's forward pass made inside of the `with`.
+
+    title: of the family.
 
     Raises ValueError for a layer there is not, UserError for a signal of a CLS token.
     """
@@ -35,7 +38,7 @@ def tapped(blocks: nn.ModuleList, signals: Iterable[Signal]) -> Iterator[dict[in
     try:
         for signal in signals:
             if signal.kind == "cls_query":
-                raise UserError("the method reads the CLS token of the vision tower; Qwen2.5-VL's has none")
+                raise UserError(f"the method reads the CLS token of the vision tower; {title}'s has none")
             if not -len(blocks) <= signal.layer < len(blocks):
                 raise ValueError(f"the vision tower has {len(blocks)} layers, none numbered {signal.layer}")
             if signal.layer not in taps:
@@ -107,6 +110,21 @@ class Tap:
         for few in queries.split(QUERY_ROWS, dim=1):
             total += (few @ keys.mT * self.scaling).softmax(-1, dtype=torch.float32).sum((0, 1))
         return total
+
+
+def window_order(shapes: Tensor, vision) -> Tensor:
+    """Which token, all images' one after the other in raster order, stands at each place of a tower with
+    windows: int64 [N]. shapes: int64 [images, 3], frames, rows and columns of patches. vision: the tower's
+    configuration."""
+    from transformers.vision_utils import get_vision_window_index
+
+    index, _ = get_vision_window_index(
+        shapes,
+        spatial_merge_size=vision.spatial_merge_size,
+        window_size=vision.window_size,
+        patch_size=vision.patch_size,
+    )
+    return index
 
 
 def resized(patches: Tensor, grid: Grid, wanted: Grid, vision) -> Tensor:

@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from backbones import NAMED
-from backbones.hub.known import KNOWN
+from backbones import NAMED, families
+from backbones.families.family import Family
+from backbones.hub.known import short_names
 from methods.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -29,13 +30,13 @@ class Found:
     revision: str | None = None
 
     @property
-    def family(self) -> str:
-        """`model_type` of its config.json. Raises UserError if that cannot be read."""
-        return str(read_config(self.folder).get("model_type"))
+    def family(self) -> Family:
+        """By its config.json. Raises UserError if that cannot be read, or the family is not known."""
+        return families.of_type(str(read_config(self.folder).get("model_type")))
 
 
 def find(name: str, revision: str | None = None, download: bool = False) -> Found:
-    """A short name (`backbones.NAMED`, `KNOWN`), a folder with config.json, or a hub id -> the checkpoint.
+    """A name (`backbones.NAMED`, `short_names()`), a folder with config.json, or a hub id -> the checkpoint.
 
     revision: branch, tag or commit of a hub checkpoint. Asks the network only with `download`, and logs
     a warning before it does. Raises UserError, with the command that gets what is missing.
@@ -45,11 +46,12 @@ def find(name: str, revision: str | None = None, download: bool = False) -> Foun
         return _local(name, folder, revision)
     if folder.is_dir():
         raise UserError(f"{name} is a folder without config.json, so no checkpoint")
-    repo = KNOWN[name].repo if name in KNOWN else name
+    short = short_names()
+    repo = short[name].checkpoint.repo if name in short else name
     if not _HUB_ID.fullmatch(repo):
-        known = ", ".join([*NAMED, *KNOWN])
+        names = ", ".join([*NAMED, *short])
         raise UserError(
-            f"unknown backbone {name!r}: neither a known name ({known}), nor a folder with config.json, nor "
+            f"unknown backbone {name!r}: neither a known name ({names}), nor a folder with config.json, nor "
             "a hub id (owner/name)"
         )
     folder = cached(repo, "model", revision)

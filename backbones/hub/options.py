@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: lmms-eval 0.7.3's own adapter of Qwen2.5-VL scales images to this many pixels (256 to 2048 visual tokens)
-QWEN_MIN_PIXELS, QWEN_MAX_PIXELS = 256 * 28 * 28, 1_605_632
-
 
 @dataclass(frozen=True)
 class LoadOptions:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from backbones.random_checkpoint import MODULES, make
+from backbones.random_checkpoint import available, make
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Write the checkpoint folder of a tiny random model, complete and in hub layout.",
         epilog="then: python run_all.py --backbone DIR --budget 16 (its answers mean nothing)",
     )
-    parser.add_argument("family", choices=list(MODULES), help="of the model")
+    parser.add_argument("family", choices=list(available()), help="of the model")
     parser.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder")
     options = parser.parse_args(arguments)
     if options.folder.exists() and any(options.folder.iterdir()):

@@ -152,7 +152,8 @@ def full_maps(shape: str, device: str, repeats: int = REPEATS) -> dict:
     """
     import torch
 
-    from harness.costs import random_weights, shapes
+    from backbones import shapes
+    from harness.costs import random_weights
     from harness.costs.timer import synchronize
     from harness.run.device import name_of
     from methods import registry

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from backbones import shapes
 from harness.check.findings import Finding
 from harness.check.folder import Address, Run, done, units_of
 from harness.check.registry import label
-from harness.costs import shapes
 from harness.published import Accuracy, Registry, Row, half_unit
 from harness.tasks.bootstrap import resampled_sums
 from harness.tasks.suites import BENCHMARKS

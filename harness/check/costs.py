@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from backbones import shapes
 from harness.check.findings import Finding
-from harness.costs import shapes
+from harness.costs.shape_counter import TEXT_TOKENS, ShapeCounter
 from harness.published import Registry, half_unit
-from harness.report import flops_report
 
 #: how far our count may be from a published one: the prompt's length is not told (one text token is 0.16 %),
 #: nor whether a method's ranking is counted as released or as needed (PDrop: 1.3 %)
@@ -19,7 +19,7 @@ THEORETICAL_TOLERANCE = 0.002
 def findings(registry: Registry) -> Iterator[Finding]:
     """Every published FLOPs figure beside ours; `flops_follow` in the registry says what is expected."""
     for table in registry.efficiency.values():
-        counter = flops_report.Counter(shapes.load(table.backbone), flops_report.TEXT_TOKENS)
+        counter = ShapeCounter(shapes.load(table.backbone), TEXT_TOKENS)
         for row in table.rows:
             where = f"{table.name}: {row.method}, {row.tokens} tokens"
             ours = counter.count(row.plan, row.tokens).tflops
@@ -44,7 +44,7 @@ def findings(registry: Registry) -> Iterator[Finding]:
                 )  # fmt: skip
     for claims in registry.claims.values():
         for claim in claims.theoretical:
-            counter = flops_report.Counter(shapes.load(claim.backbone), flops_report.TEXT_TOKENS)
+            counter = ShapeCounter(shapes.load(claim.backbone), TEXT_TOKENS)
             budget = None if claim.plan == "vanilla" else counter.visual_tokens // 9
             ours = counter.count(claim.plan, budget).visual_only / 1e12
             fits = _near(ours, claim.tera_macs, THEORETICAL_TOLERANCE)

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from backbones import shapes
 from harness.check.findings import Finding
-from harness.costs import shapes
 from harness.costs.closed_form import closed_form_head, closed_form_layer
 from harness.store import records
 from harness.tasks.bootstrap import Units, interval

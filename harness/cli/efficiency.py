@@ -37,7 +37,7 @@ examples:
   python -m harness flops --backbone qwen2.5-vl-7b --budget 0.333 0.111 --image-size 672
   python -m harness flops --backbone CHECKPOINT_FOLDER/config.json --methods fastv:k=3,visionzip
 
-Exit code: 0 all well, 1 the three counters disagree, 2 bad input.
+Exit code: 0 all well, 1 the two counters disagree, 2 bad input.
 """
 LATENCY = """\
 examples:
@@ -81,13 +81,14 @@ def flops(
 ) -> int:
     """FLOPs of every method at true 7B and 13B shapes, without weights.
 
-    Three counters that share nothing count the prefill and must agree to the last multiply-accumulate.
+    fvcore and a closed form count every part; they must agree to the last multiply-accumulate.
     """
     specs = split_specs(methods)
+    from harness.costs.shape_counter import TEXT_TOKENS
     from harness.report import flops_report
 
     return flops_report.run(
-        backbone, budget, specs, text_tokens or flops_report.TEXT_TOKENS, image_size, visual_only_macs
+        backbone, budget, specs, text_tokens or TEXT_TOKENS, image_size, visual_only_macs
     )
 
 

@@ -157,8 +157,7 @@ Backbone = Annotated[
     str,
     option(
         "--backbone",
-        "name, checkpoint folder, or hub id of the LLaVA-1.5 or Qwen2.5-VL family; run --list names the "
-        "others",
+        "name, checkpoint folder, or hub id of a known model family; run --list names them",
         "NAME",
         as_text,
         WHAT,
@@ -226,9 +225,8 @@ class RunOptions:
         option(
             "--tasks",
             "all, or comma-separated tasks: pope,gqa, on Pocket-8. paper: the benchmarks themselves, in the "
-            "columns of the paper's table for the backbone; paper:pope,gqa: some of them "
-            "(docs/benchmarks.md). Default: Pocket-8 in those columns, eight for LLaVA-1.5 and five for "
-            "Qwen2.5-VL",
+            "columns of the paper's table for the backbone's family; paper:pope,gqa: some of them "
+            "(docs/benchmarks.md). Default: Pocket-8 in those columns, or in all eight",
             "LIST",
             as_text,
             WHAT,
@@ -310,8 +308,8 @@ class RunOptions:
         int | None,
         count(
             "--min-pixels",
-            "least pixels of Qwen2.5-VL's images (default with --tasks paper: lmms-eval's 200704, 256 visual "
-            "tokens; otherwise the checkpoint's)",
+            "least pixels of an image, for families that take any size (default with --tasks paper: "
+            "lmms-eval's 200704, 256 visual tokens; otherwise the checkpoint's)",
             HOW,
         ),
     ] = None

@@ -144,22 +144,21 @@ def config_of(options: RunOptions) -> RunConfig:
 def load_options(options: RunOptions, suite):
     """`backbones.hub.options.LoadOptions` of the arguments; the paper's benchmarks bring the conventions that
     published numbers were made with. UserError if they contradict each other."""
-    from backbones.hub.options import QWEN_MAX_PIXELS, QWEN_MIN_PIXELS, LoadOptions
+    from backbones.hub.options import LoadOptions
     from harness.tasks.suites import PAPER
 
-    paper = suite is PAPER
     if options.min_pixels and options.max_pixels and options.min_pixels > options.max_pixels:
         raise UserError(f"--min-pixels {options.min_pixels} is more than --max-pixels {options.max_pixels}")
-    qwen = paper and family_of(options) == "qwen2_5_vl"
-    least, most = (QWEN_MIN_PIXELS, QWEN_MAX_PIXELS) if qwen else (None, None)
+    inputs = dict(family_of(options).published_inputs()) if suite is PAPER else {}
+    for name in ("llava_inputs", "min_pixels", "max_pixels"):
+        if (given := getattr(options, name)) is not None:
+            inputs[name] = given
     return LoadOptions(
         device_map=options.device_map,
         quantize=options.quantize,
-        llava_inputs=options.llava_inputs or ("original" if paper else "checkpoint"),
-        min_pixels=options.min_pixels or least,
-        max_pixels=options.max_pixels or most,
         revision=options.revision,
         download=options.download,
+        **inputs,
     )
 
 
@@ -175,13 +174,14 @@ def chosen_tasks(options: RunOptions):
     return suite, tuple(parse_tasks(names))
 
 
-def family_of(options: RunOptions) -> str:
-    """Of the backbone: its short name tells, or else its config.json."""
+def family_of(options: RunOptions):
+    """`backbones.families.family.Family` of the backbone: its short name tells, or else its config.json."""
     from backbones.hub.find import find
-    from backbones.hub.known import KNOWN
+    from backbones.hub.known import short_names
 
-    if options.backbone in KNOWN:
-        return KNOWN[options.backbone].family
+    short = short_names()
+    if options.backbone in short:
+        return short[options.backbone].family
     return find(options.backbone, options.revision, options.download).family
 
 
@@ -201,8 +201,9 @@ def default_dtype(suite, device: str) -> str:
 
 def list_all() -> int:
     import backbones
-    from backbones.hub.known import KNOWN
-    from harness.tasks.suites import BENCHMARKS, PAPER_COLUMNS
+    from backbones import families
+    from backbones.hub.known import short_names
+    from harness.tasks.suites import BENCHMARKS, paper_columns
     from methods import registry
 
     print("methods (--methods NAME:parameter=value,...):")
@@ -214,15 +215,17 @@ def list_all() -> int:
     for b in BENCHMARKS.values():
         _entry(f"  {b.name:13} ", f"{b.title}: {b.why}")
     _entry(f"  {'paper':13} ", "the benchmarks themselves, in the columns of the backbone's table:")
-    for family, columns in PAPER_COLUMNS.items():
-        _entry(" " * 16, f"{family}: {', '.join(columns)}")
+    for family in families.known().values():
+        if family.paper_columns:
+            _entry(" " * 16, f"{family.title}: {', '.join(b.name for b in paper_columns(family))}")
     print("backbones (--backbone):")
     for name in backbones.available():
         print(f"  {name}")
-    for name, checkpoint in KNOWN.items():
-        size = checkpoint.weight_bytes / 1e9
-        _entry(f"  {name:13} ", f"{checkpoint.repo} on the hub, {size:.0f} GB of weights")
-    print("  or a checkpoint folder or hub id of the families LLaVA-1.5 and Qwen2.5-VL")
+    for name, short in short_names().items():
+        size = short.checkpoint.weight_bytes / 1e9
+        _entry(f"  {name:13} ", f"{short.checkpoint.repo} on the hub, {size:.0f} GB of weights")
+    titles = ", ".join(family.title for family in families.known().values())
+    _entry("  ", f"or a checkpoint folder or hub id of one of the families {titles}")
     return 0
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from backbones.shapes import Shape
 from harness.costs import latency, random_weights
-from harness.costs.shapes import Shape
 
 #: make no kernel, though their schemas do not call them views
 _FREE = ("_unsafe_view", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
@@ -39,7 +39,7 @@ class _Launches(TorchDispatchMode):
         return last - first
 
 
-class Counter:
+class LaunchCounter:
     """Counts methods on one shape. Raises UserError for a family without a narrow form.
 
     bfloat16 whatever was measured: it is what the estimates are about, and norms cast there.

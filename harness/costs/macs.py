@@ -8,8 +8,8 @@ methods. The vision tower (with its unused last layer, which really runs) and th
 
 fvcore counts 1 for a MAC and lacks scaled-dot-product attention: `_attention_macs` supplies it, grouped heads
 included (the heads are the query's). `torch.utils.flop_counter` counts 2 for a MAC; it serves here to measure
-the method's own work around a real prefill. `harness.costs.closed_form` is the third, independent count; the
-tests hold all three against each other to the last MAC.
+the method's own work around a real prefill. The tests hold both, and formulas, against each other to the last
+MAC.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from harness.costs.closed_form import windows
-from methods.errors import UserError
+from backbones import families
+from backbones.families.family import with_sdpa
 
 
 def _attention_macs(inputs, outputs) -> int:
@@ -76,51 +76,21 @@ class _DecoderLayer(nn.Module):
         return out[0] if isinstance(out, tuple) else out
 
 
-class _EncoderLayer(nn.Module):
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden):
-        out = self.layer(hidden, attention_mask=None)
-        return out[0] if isinstance(out, tuple) else out
-
-
 class ModelCounter:
     """Counts the parts of a model from its shapes alone (a model on the meta device will do).
 
-    This class knows LLaVA's family; `counter_for` finds the one for any supported model.
+    Raises UserError for a model of no known family.
     """
 
     def __init__(self, model: nn.Module):
+        self.model, self.config = model, model.config
+        self.family = families.of_type(model.config.model_type)
         self.text = model.config.get_text_config()
-        self.vision = model.config.vision_config
-        with torch.device("meta"):
-            self._decoder = _DecoderLayer(type(model.model.language_model.layers[0])(_sdpa(self.text), 0))
-            self._add_vision(model.model)
-        self.layers = self.text.num_hidden_layers
+        self._decoder = _DecoderLayer(with_sdpa(type(model.model.language_model.layers[0]), self.text, 0))
         self.head_dim = (
             getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
         )
         self.head = self.text.hidden_size * self.text.vocab_size
-
-    def _add_vision(self, inner: nn.Module) -> None:
-        self._encoder = _EncoderLayer(type(inner.vision_tower.encoder.layers[0])(_sdpa(self.vision)))
-        self._projector = inner.multi_modal_projector
-
-    @staticmethod
-    def tower_of(inner: nn.Module) -> nn.Module:
-        """The vision tower of the family's multimodal model."""
-        return inner.vision_tower
-
-    @staticmethod
-    def projector_of(inner: nn.Module) -> nn.Module:
-        """The projector of the family's multimodal model."""
-        return inner.multi_modal_projector
-
-    def seen(self, pixels: torch.Tensor, shapes: torch.Tensor | None = None) -> list[tuple[int, int]]:
-        """(height, width) of each image, from the tower's arguments."""
-        return [tuple(pixels.shape[-2:])] * len(pixels)
 
     @functools.cache  # noqa: B019  one counter a run
     def decoder_layer(self, n: int) -> int:
@@ -137,94 +107,15 @@ class ModelCounter:
 
     @functools.cache  # noqa: B019
     def tower(self, height: int, width: int) -> int:
-        """The vision tower on one image of that many pixels: patch convolution and every encoder layer."""
-        p, d = self.vision.patch_size, self.vision.hidden_size
-        patches = (height // p) * (width // p)
-        hidden = torch.empty(1, patches + 1, d, device="meta")  # + CLS
-        convolution = patches * self.vision.num_channels * p * p * d
-        return convolution + self.vision.num_hidden_layers * traced_macs(self._encoder, hidden)
+        """The vision tower on one image of that many pixels: patch convolution and every layer."""
+        parts, rest = self.family.tower_parts(self.model, height, width)
+        return rest + sum(part.times * traced_macs(part.module, *part.inputs) for part in parts)
 
     @functools.cache  # noqa: B019
     def projector(self, n: int) -> int:
-        """The projector on n visual tokens."""
-        first = next(m for m in self._projector.modules() if isinstance(m, nn.Linear))
-        row = traced_macs(
-            self._projector,
-            torch.empty(1, 1, first.in_features, device=first.weight.device, dtype=first.weight.dtype),
-        )
-        return n * row
-
-
-class _WindowBlock(nn.Module):
-    """A block of Qwen2.5-VL's tower over attention windows of known sizes, for the tracer."""
-
-    def __init__(self, block: nn.Module, sizes: Sequence[int]):
-        super().__init__()
-        self.block = block
-        # on the host: the block splits by their values, which meta tensors have not
-        self.ends = torch.tensor([0, *sizes], device="cpu").cumsum(0)
-
-    def forward(self, hidden, cos, sin):
-        return self.block(hidden, cu_seqlens=self.ends, position_embeddings=(cos, sin))
-
-
-class WindowTowerCounter(ModelCounter):
-    """Qwen2.5-VL: grouped heads in the LLM, a tower with windowed attention, and its 2 x 2 merger as the
-    projector."""
-
-    def _add_vision(self, inner: nn.Module) -> None:
-        self._block = type(inner.visual.blocks[0])(_sdpa(self.vision))
-        self._merger = inner.visual.merger
-
-    @staticmethod
-    def tower_of(inner: nn.Module) -> nn.Module:
-        return inner.visual
-
-    @staticmethod
-    def projector_of(inner: nn.Module) -> nn.Module:
-        return inner.visual.merger
-
-    def seen(self, pixels: torch.Tensor, shapes: torch.Tensor | None = None) -> list[tuple[int, int]]:
-        size = self.vision.patch_size
-        return [(rows * size, columns * size) for _, rows, columns in shapes.tolist()]
-
-    @functools.cache  # noqa: B019
-    def tower(self, height: int, width: int) -> int:
-        """Patch convolution and every block, windowed or full, on one image of that many pixels."""
-        v = self.vision
-        n = (height // v.patch_size) * (width // v.patch_size)
-        hidden = torch.empty(n, v.hidden_size, device="meta")
-        cos = torch.empty(n, v.hidden_size // v.num_heads, device="meta")
-        full = len(v.fullatt_block_indexes)
-        inside, all_of_it = (
-            traced_macs(_WindowBlock(self._block, sizes), hidden, cos, cos)
-            for sizes in (windows(v, height, width), [n])
-        )
-        # by hand: torch 2.15 cannot trace a convolution on the meta device
-        convolution = n * v.in_channels * v.temporal_patch_size * v.patch_size**2 * v.hidden_size
-        return convolution + (v.depth - full) * inside + full * all_of_it
-
-    @functools.cache  # noqa: B019
-    def projector(self, n: int) -> int:
-        """The merger, for n visual tokens out of it."""
-        patches, like = self.vision.spatial_merge_size**2, next(self._merger.parameters())
-        token = torch.empty(patches, self.vision.hidden_size, device=like.device, dtype=like.dtype)
-        return n * traced_macs(self._merger, token)
-
-
-def counter_for(model: nn.Module) -> ModelCounter:
-    """The counter of a model's family. Raises UserError if there is none."""
-    counters = {"llava": ModelCounter, "qwen2_5_vl": WindowTowerCounter}
-    kind = model.config.model_type
-    if kind not in counters:
-        raise UserError(f"FLOPs of family {kind!r} cannot be counted; known: {', '.join(counters)}")
-    return counters[kind](model)
-
-
-def _sdpa(config):
-    config = type(config).from_dict(config.to_dict())
-    config._attn_implementation = "sdpa"
-    return config
+        """The projector (or the tower's merger) for n visual tokens out of it."""
+        part = self.family.projector_part(self.model)
+        return n * part.times * traced_macs(part.module, *part.inputs)
 
 
 @dataclass(frozen=True)
@@ -283,7 +174,7 @@ def count_prefill(
     from torch.utils.flop_counter import FlopCounterMode
 
     model = backbone.model
-    seen = _Shapes(model.model, counter)
+    seen = _Shapes(model, counter.family)
     with torch.no_grad(), pruner(model) as trace, seen, FlopCounterMode(display=False) as meter:
         prefill(model, inputs)
         rows = trace.visual_tokens.tolist()
@@ -304,23 +195,23 @@ def count_prefill(
 class _Shapes(contextlib.AbstractContextManager):
     """Notes the image sizes that the tower ran on, and the tokens that the projector gave."""
 
-    def __init__(self, inner: nn.Module, counter: ModelCounter):
-        self._inner, self._counter = inner, counter
+    def __init__(self, model: nn.Module, family: families.Family):
+        self._model, self._family = model, family
         self.images: list[tuple[int, int]] = []
         self.projected: list[int] = []
 
     def __enter__(self):
         def tower(module, args, kwargs):
             pixels = args[0] if args else kwargs["pixel_values"]
-            self.images += self._counter.seen(pixels, kwargs.get("grid_thw"))
+            self.images += self._family.pixels_seen(self._model.config, kwargs, pixels)
 
         def projector(module, args, output):
             self.projected.append(output.shape[:-1].numel())
 
-        inner, counter = self._inner, self._counter
+        inner, family = self._model.model, self._family
         self._handles = [
-            counter.tower_of(inner).register_forward_pre_hook(tower, with_kwargs=True),
-            counter.projector_of(inner).register_forward_hook(projector),
+            family.tower_of(inner).register_forward_pre_hook(tower, with_kwargs=True),
+            family.projector_of(inner).register_forward_hook(projector),
         ]
         return self
 

@@ -22,11 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backbones import families
 from methods.base import ImageView, PromptView, Pruner, Selection, Signal, StageView
-from methods.errors import UserError
-
-#: model families whose tower has a CLS token, and no merger
-WITH_CLS = ("llava",)
 
 
 @dataclass(frozen=True)
@@ -68,16 +65,14 @@ def make(
 ) -> Plan:
     """The plan of `pruner` for one image of `grid` rows and columns of visual tokens.
 
-    config: of the whole model (Hugging Face's, or `harness.costs.shapes.Shape.config`). text_before,
+    config: of the whole model (Hugging Face's, or `backbones.shapes.Shape.config`). text_before,
     text_after: text tokens around the image. raters: query rows of a stage that chooses them by their values;
     None: all words after the image. Raises UserError if the method does not suit the shape, and whatever the
     method raises.
     """
     if pruner.acts:
         pruner.validate(grid[0] * grid[1], config.text_config.num_hidden_layers)
-        has_cls = config.model_type in WITH_CLS
-        if not has_cls and any(s.kind == "cls_query" for s in pruner.reads(has_cls)):
-            raise UserError(f"{pruner.name} reads the tower's CLS token, which this backbone has not")
+        families.of_type(config.model_type).check_signals(pruner)
         give_weights(config, pruner, grid[0] * grid[1])
     ask = _Asked(config, pruner, grid, text_before, text_after, raters)
     first = ask.plan(seed=0)
@@ -90,15 +85,15 @@ def give_weights(config, pruner: Pruner, visual_tokens: int) -> None:
     """Random ones, for a method that has weights (its `untrained`), so that it takes as many tokens as its
     budget says."""
     if pruner.acts and hasattr(pruner, "untrained"):
-        pruner.untrained(
-            _width(config.vision_config), config.text_config.hidden_size, pruner.count(visual_tokens)
-        )
+        width = families.of_type(config.model_type).feature_width(config.vision_config)
+        pruner.untrained(width, config.text_config.hidden_size, pruner.count(visual_tokens))
 
 
 class _Asked:
     def __init__(self, config, pruner, grid, text_before, text_after, raters):
         self.config, self.pruner = config, pruner
-        self.has_cls = config.model_type in WITH_CLS
+        self.family = families.of_type(config.model_type)
+        self.has_cls = self.family.has_cls
         self.full, self.text, self.after, self.raters = grid, text_before + text_after, text_after, raters
         self.llm, self.vision = config.text_config, config.vision_config
         self.head_dim = (
@@ -125,7 +120,7 @@ class _Asked:
         patches = grid[0] * grid[1]
         if not self.pruner.selects:
             return grid, patches, patches, 0
-        width, projected = _width(self.vision), 0
+        width, projected = self.family.feature_width(self.vision), 0
 
         def project(features: Tensor) -> Tensor:
             nonlocal projected
@@ -136,17 +131,17 @@ class _Asked:
         signals = {s: self._signal(s, patches, generator) for s in wanted}
         pixels = _random(generator, 3, *(14 * n for n in grid))
         text = _random(generator, self.text, self.llm.hidden_size) if self.pruner.reads_text else None
-        heads = getattr(self.vision, "num_attention_heads", None) or self.vision.num_heads
+        heads = self.family.tower_heads(self.vision)
         offered = patches + self.has_cls + self.pruner.text_before(self.has_cls)
         hidden = _random(generator, offered, width)
         image = ImageView(hidden, grid, heads, pixels, project, signals, text, self.has_cls)
         (answer,) = self.pruner.select_all([image])
         n = len(answer.kept)
-        if self.has_cls:
-            return grid, n, projected + (0 if answer.projected else n), 0
-        # the merger is part of the tower's forward pass: it has run on all tokens
-        taps = sum(self._received_macs(s.layer, patches) for s in wanted if s.kind == "received")
-        return grid, n, patches, taps
+        received = [s.layer for s in wanted if s.kind == "received"]
+        taps = sum(self.family.received_macs(self.vision, layer, patches) for layer in received)
+        if self.family.projects:
+            return grid, n, projected + (0 if answer.projected else n), taps
+        return grid, n, patches, taps  # the merger is part of the tower's forward pass: it has run on all
 
     def _signal(self, signal: Signal, patches: int, generator) -> Tensor:
         if signal.kind == "received":
@@ -154,14 +149,7 @@ class _Asked:
         if signal.kind == "order":
             return torch.randperm(patches, generator=generator)
         rows = 1 if signal.kind == "cls_query" else patches + self.has_cls
-        return _random(generator, rows, self.vision.hidden_size)
-
-    def _received_macs(self, layer: int, tokens: int) -> int:
-        """backbones.families.window_tower: the queries of all patches times the keys, in a layer that sees
-        the whole image (attention that a windowed layer gives is not planned for)."""
-        if layer % self.vision.depth not in self.vision.fullatt_block_indexes:
-            raise UserError(f"{self.pruner.name} reads attention of layer {layer}, which sees windows only")
-        return (tokens * self.vision.spatial_merge_size**2) ** 2 * self.vision.hidden_size
+        return _random(generator, rows, self.family.tower_width(self.vision))
 
     def _inside(self, n: int, generator) -> tuple[list[int], int]:
         """(visual tokens entering each layer, MAC of the rows of attention that the stages read)."""
@@ -202,11 +190,6 @@ class _Asked:
         query = self.llm.num_attention_heads * self.head_dim
         keys = self.llm.num_key_value_heads * self.head_dim * width * columns if own else 0
         return rows * (width * query + columns * query) + keys
-
-
-def _width(vision) -> int:
-    """Of the features: behind the merger where the tower has one."""
-    return getattr(vision, "out_hidden_size", vision.hidden_size)
 
 
 def _random(generator, *shape: int) -> Tensor:

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import yaml
 
+from backbones.shapes import Shape
 from harness.costs import launches
 from harness.costs.latency import PARTS
-from harness.costs.shapes import Shape
-from harness.report.flops_report import Budget, Count
-from harness.report.flops_report import Counter as FlopCounter
+from harness.costs.shape_counter import Budget, PrefillMacs, ShapeCounter
 from methods import registry
 from methods.errors import UserError
 
@@ -83,20 +82,20 @@ class Roofline:
     """Estimates for methods on one shape at one text length; FLOPs are those of `harness flops`."""
 
     def __init__(self, shape: Shape, text_tokens: int):
-        self._flops = FlopCounter(shape, text_tokens)
+        self._flops = ShapeCounter(shape, text_tokens)
         self._weights = _weight_bytes(shape)
         try:
-            self._launches = launches.Counter(shape, text_tokens)
+            self._launches = launches.LaunchCounter(shape, text_tokens)
         except UserError:
             self._launches = None
 
     @functools.cache  # noqa: B019  one a run
-    def count(self, spec: str, budget: Budget | None) -> Count:
-        """The method's plan and MAC, see `flops_report.Counter.count`."""
+    def count(self, spec: str, budget: Budget | None) -> PrefillMacs:
+        """The method's plan and MAC, see `ShapeCounter.count`."""
         return self._flops.count(spec, budget)
 
     def work(self, spec: str, budget: Budget | None, batch: int = 1) -> Work:
-        """Raises what `flops_report.Counter.count` does."""
+        """Raises what `ShapeCounter.count` does."""
         one = self._one(spec, budget)
         return replace(one, flops={part: batch * n for part, n in one.flops.items()})
 

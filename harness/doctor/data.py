@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.doctor.findings import MISSING, OK, Finding, from_error
-from harness.pocket.data import varied_for
 from harness.tasks.benchmark import Benchmark
 from harness.tasks.schemas import column_problems, row_problems
 from harness.tasks.sources import Source, locate
@@ -25,13 +24,14 @@ class Table:
     documents: int
 
 
-def check(config, family: str) -> Iterator[Finding | Table]:
+def check(config, family) -> Iterator[Finding | Table]:
     """One finding a benchmark, and a Table for each that a run could use. config: RunConfig. family: the
     backbone's."""
+    varied = family is not None and family.any_size
     for benchmark in config.benchmarks:
         what = f"data {benchmark.name}"
         try:
-            source = locate(config.suite, benchmark, config.data, config.load.download, varied_for(family))
+            source = locate(config.suite, benchmark, config.data, config.load.download, varied)
             problems = [p for role in source.files for p in _problems(benchmark, role, source)]
             documents = _rows(source)
         except UserError as error:

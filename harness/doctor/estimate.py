@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harness.costs.shape_counter import TEXT_TOKENS
 from harness.doctor.data import Table
 from harness.doctor.findings import NOTE, Finding
-from harness.report.flops_report import TEXT_TOKENS
 from harness.tasks.benchmark import Benchmark
 from methods.errors import UserError
 
@@ -20,7 +20,8 @@ SLACK = (2, 5)
 def check(config, tables: Sequence[Table], checkpoint: Path | None, price: float | None) -> Iterator[Finding]:
     """Hours of one GPU, by kind. config: RunConfig. checkpoint: its folder, if it is here. price: of an hour
     of GPU time, in any currency."""
-    from harness.costs import roofline, shapes
+    from backbones import shapes
+    from harness.costs import roofline
 
     shape = shapes.named_like(config.backbone)
     try:

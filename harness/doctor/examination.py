@@ -40,12 +40,13 @@ class Examination:
 
     def run(self, config, checkpoint) -> int:
         """Print the findings as they come. Returns 0 if the run could start, else 1. config: RunConfig."""
-        from backbones.hub.known import KNOWN
+        from backbones.hub.known import short_names
         from harness.doctor import data, estimate, machine, model, online
 
         for finding in machine.packages(config):
             self.tell(finding)
-        known = KNOWN.get(config.backbone)
+        short = short_names().get(config.backbone)
+        known = short.checkpoint if short else None
         if checkpoint is not None:
             text_config = _text_config(checkpoint.folder)
             parameters = count_parameters(checkpoint.folder)
@@ -58,7 +59,7 @@ class Examination:
         for finding in machine.disk(config.out, to_download):
             self.tell(finding)
         tables = []
-        family = checkpoint.family if checkpoint else known.family if known else ""
+        family = checkpoint.family if checkpoint else short.family if short else None
         for found in data.check(config, family):
             if isinstance(found, Finding):
                 self.tell(found)

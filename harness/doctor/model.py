@@ -49,7 +49,8 @@ def _one(session, documents) -> Iterator[Finding]:
         yield Finding(MISSING, f"prompt {name}", f"{type(error).__name__}: {error}", "other data files")
         return
     places = int((inputs["input_ids"] == session.backbone.model.config.image_token_id).sum())
-    expected, how = _expected(session.backbone, inputs)
+    rows, columns = session.backbone.family.raster(session.backbone.model.config, inputs)
+    expected, how = rows * columns, f"{rows} x {columns}"
     words = inputs["input_ids"].numel() - places
     text = f"{places} places for the first image ({how}), {words} text tokens"
     if places != expected:
@@ -58,17 +59,6 @@ def _one(session, documents) -> Iterator[Finding]:
         return
     yield Finding(OK, f"processor {name}", text)
     yield _keeps_all(session, name, question, inputs, places)
-
-
-def _expected(backbone, inputs) -> tuple[int, str]:
-    """Visual tokens of the image in `inputs` by the model's own shape."""
-    config = backbone.model.config
-    if "image_grid_thw" in inputs:
-        frames, rows, columns = inputs["image_grid_thw"][0].tolist()
-        merge = config.vision_config.spatial_merge_size
-        return frames * rows * columns // merge**2, f"{rows // merge} x {columns // merge}"
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    return side * side, f"{side} x {side}"
 
 
 def _keeps_all(session, name: str, question, inputs, places: int) -> Finding:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from backbones import families
 from harness.check.folder import Run, done, read
 from harness.store import records
 from methods.errors import UserError
@@ -82,7 +83,7 @@ def _things(record: Mapping, data: Path | None) -> Sequence[float]:
     from harness.tasks.sources import flat
     from harness.tasks.suites import BENCHMARKS
 
-    root = data or data.ensure(varied=data.varied_for(record["backbone"]["family"]))
+    root = data or data.ensure(varied=families.of_type(record["backbone"]["family"]).any_size)
     benchmark = BENCHMARKS[record["task"]]
     whole = Documents(benchmark, flat(benchmark, root, record["data"]["split"]))
     if whole.digest != record["data"]["digest"]:

@@ -2,106 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from harness.costs import plan, shapes
-from harness.costs.closed_form import (
-    closed_form_head,
-    closed_form_layer,
-    closed_form_merger,
-    closed_form_projector,
-    closed_form_tower,
-    closed_form_window_tower,
-)
-from harness.costs.plan import Plan
-from harness.costs.shapes import Shape
+from backbones import shapes
+from backbones.shapes import Shape
+from harness.costs.shape_counter import TEXT_TOKENS, Budget, PrefillMacs, ShapeCounter
 from methods import registry
 from methods.errors import UserError
-
-Budget = int | float
-#: text tokens at which the paper's vanilla row follows: 35 of the template, about 27 of a question
-TEXT_TOKENS = 62
-
-
-@dataclass(frozen=True)
-class Count:
-    """MAC of one prefill of one image and `text_tokens` of text, by part; the head is at one position.
-
-    visual_only: of the LLM's layers alone, as if there were no text.
-    """
-
-    plan: Plan
-    tower: int
-    projector: int
-    llm: int
-    own: int
-    text_tokens: int
-    visual_only: int
-
-    @property
-    def total(self) -> int:
-        return self.tower + self.projector + self.llm + self.own
-
-    @property
-    def tflops(self) -> float:
-        """1e12 FLOPs, 2 a MAC."""
-        return 2 * self.total / 1e12
-
-
-class Counter:
-    """Counts methods on one shape at one image size and text length, by closed form. With `counters` (a
-    `three_counters.ThreeCounters`), every part is counted by all three.
-    """
-
-    def __init__(self, shape: Shape, text_tokens: int, pixels: tuple[int, int] | None = None, counters=None):
-        if text_tokens < 1:
-            raise UserError(f"--text-tokens {text_tokens}: a prompt has at least 1 text token")
-        self.shape, self.text, self.counters = shape, text_tokens, counters
-        self.grid = shape.grid(pixels)
-        # a shorter prompt has no template to speak of; the last token must come after the image
-        self.before = min(shape.text_before_image, text_tokens - 1)
-
-    @property
-    def visual_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @functools.cache  # noqa: B019  one counter a report
-    def count(self, spec: str, budget: Budget | None) -> Count:
-        """Raises UserError for a method that does not suit the shape, and whatever the method raises."""
-        pruner = registry.build(spec, budget=None if spec == "vanilla" else budget)
-        made = plan.make(self.shape.config, pruner, self.grid, self.before, self.text - self.before)
-        text = self.shape.config.text_config
-        llm = sum(self._layer(n + self.text) for n in made.visual_tokens) + closed_form_head(text)
-        return Count(
-            plan=made,
-            tower=self._tower(self.shape.pixels_of(made.grid)),
-            projector=self._projector(made.projected),
-            llm=llm,
-            own=made.own,
-            text_tokens=self.text,
-            visual_only=sum(closed_form_layer(text, n) for n in made.visual_tokens),
-        )
-
-    def _layer(self, n: int) -> int:
-        if self.counters is not None:
-            return self.counters.layer(n)
-        return closed_form_layer(self.shape.config.text_config, n)
-
-    def _tower(self, pixels: tuple[int, int]) -> int:
-        if self.counters is not None:
-            return self.counters.tower(pixels)
-        form = closed_form_tower if self.shape.family == "llava" else closed_form_window_tower
-        return form(self.shape.config.vision_config, *pixels)
-
-    def _projector(self, n: int) -> int:
-        if self.counters is not None:
-            return self.counters.projector(n)
-        form = closed_form_projector if self.shape.family == "llava" else closed_form_merger
-        return form(self.shape.config, n)
 
 
 def run(
@@ -112,14 +21,14 @@ def run(
     image_size: int | None = None,
     visual_only: bool = False,
 ) -> int:
-    """Print the tables. Returns 1 if the three counters do not agree to the last MAC.
+    """Print the tables. Returns 1 if formula and fvcore do not agree to the last MAC.
 
     methods: specs, or ("all",). image_size: side of the image in pixels, for backbones that take any.
     """
-    from harness.costs.three_counters import ThreeCounters
+    from harness.costs.macs import ModelCounter
 
     shape = shapes.load(backbone)
-    counter = Counter(shape, text_tokens, _pixels(shape, image_size), ThreeCounters(shape))
+    counter = ShapeCounter(shape, text_tokens, _pixels(shape, image_size), ModelCounter(shape.model()))
     specs = list(registry.available()) if list(methods) == ["all"] else list(methods)
     for spec in specs if list(methods) != ["all"] else ():
         registry.build(spec, budget=None)  # an unknown name or parameter ends here, with one line
@@ -136,10 +45,9 @@ def run(
             print(f"\n{spec} is left out: {reason}")
     for table in published_tables(counter):
         print("\n" + table)
-    problems = counter.counters.disagreements
-    number = counter.counters.checked
+    problems = counter.disagreements
     print(
-        f"\nThree counters (fvcore, torch.utils.flop_counter, closed form) on {number} parts: "
+        f"\nTwo counters (fvcore on the unmodified model's modules, closed form) on {counter.checked} parts: "
         + ("equal to the last MAC." if not problems else f"{len(problems)} DISAGREE:")
     )
     for line in problems:
@@ -154,12 +62,12 @@ def _pixels(shape: Shape, side: int | None) -> tuple[int, int] | None:
     if shape.pixels_of((rows, columns)) != (side, side) or not rows:
         unit = shape.pixels_of((1, 1))[0]
         raise UserError(f"--image-size {side}: {shape.title} needs a multiple of {unit} pixels")
-    if shape.family == "llava" and (side, side) != shape.image_pixels:
+    if not shape.family.any_size and (side, side) != shape.image_pixels:
         raise UserError(f"--image-size {side}: {shape.title} sees {shape.image_pixels[0]} pixels only")
     return side, side
 
 
-def _caption(shape: Shape, counter: Counter) -> str:
+def _caption(shape: Shape, counter: ShapeCounter) -> str:
     height, width = shape.pixels_of(counter.grid)
     lines = [
         f"# FLOPs of one prefill: {shape.title}, {shape.layers} layers",
@@ -178,7 +86,7 @@ def _caption(shape: Shape, counter: Counter) -> str:
 
 
 def _rows(
-    counter: Counter, specs: Sequence[str], budget: Budget, vanilla: Count, visual_only: bool
+    counter: ShapeCounter, specs: Sequence[str], budget: Budget, vanilla: PrefillMacs, visual_only: bool
 ) -> tuple[list[dict], list[tuple[str, str]]]:
     rows, skipped = [], []
     for spec in specs:
@@ -215,7 +123,7 @@ def _render(rows: Sequence[dict]) -> str:
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, colalign=align)
 
 
-def published_tables(counter: Counter) -> list[str]:
+def published_tables(counter: ShapeCounter) -> list[str]:
     """The paper's tables of this shape's FLOPs (Table 3), beside our count of their rows as labelled, and of
     the plan that explains them."""
     from harness import published

@@ -14,10 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.costs import cuda_graphs, energy, latency, random_weights, shapes
+from backbones import shapes
+from harness.costs import cuda_graphs, energy, latency, random_weights
 from harness.costs.roofline import Roofline, devices
+from harness.costs.shape_counter import TEXT_TOKENS
 from harness.report import latency_table
-from harness.report.flops_report import TEXT_TOKENS
 from harness.run import measure_costs
 from harness.run.config import Budget, Method, RunConfig, method_at
 from harness.run.runner import check_writable
@@ -267,7 +268,7 @@ def _estimate_only(request: Request) -> dict:
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_commit": records.git_commit(),
         "packages": records.package_versions(),
-        "backbone": {"name": shape.name, "family": shape.family, "weights": "none"},
+        "backbone": {"name": shape.name, "family": shape.family.model_type, "weights": "none"},
         "device": None,
         "dtype": None,
         "seed": request.seed,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tabulate import tabulate
 
+from backbones import shapes
 from harness import published
-from harness.costs import shapes
 from harness.costs.roofline import devices
 from harness.report.leaderboard import MISSING
 from harness.run.config import Budget

@@ -28,7 +28,7 @@ KEPT = "‡"
 
 def publish(session: Session, outcome) -> str:
     """Write leaderboard.md, leaderboard.csv and the figures into `config.out`; returns the Markdown."""
-    config, counter = session.config, macs.counter_for(session.backbone.model)
+    config, counter = session.config, macs.ModelCounter(session.backbone.model)
     text_tokens = common_text_length(outcome.cells)
     table = build(config, outcome.cells, outcome.efficiency, counter, text_tokens)
     if outcome.kept:

@@ -53,7 +53,6 @@ def run(
 ) -> int:
     """Draw one row an image (by default a sparse and a dense scene of Pocket-8), one column a method."""
     import backbones
-    from harness.pocket import data
     from methods import registry
 
     if images and question is None:
@@ -61,7 +60,7 @@ def run(
     pruners = [registry.build(spec, budget=budget) for spec in methods]
     backbone = backbones.load(backbone_name, device=device)
     pictures = [_from_file(path, question or "") for path in images]
-    pictures = pictures or scenes(question, data.varied_for(backbone.family))
+    pictures = pictures or scenes(question, backbone.family.any_size)
     rows = [[look(backbone, pruner, picture) for pruner in pruners] for picture in pictures]
     draw(pictures, methods, rows, [grid_of(backbone, p) for p in pictures], out)
     for picture, row in zip(pictures, rows):
@@ -109,11 +108,7 @@ def look(backbone, pruner, picture: Picture) -> Kept:
 def grid_of(backbone, picture: Picture) -> tuple[int, int]:
     """Rows and columns of the picture's visual tokens."""
     inputs = backbone.inputs([picture.image], [picture.question])
-    if "image_grid_thw" in inputs:
-        merge = backbone.model.config.vision_config.spatial_merge_size
-        return tuple(int(n) // merge for n in inputs["image_grid_thw"][0, 1:])
-    side = round(backbone.num_visual_tokens**0.5)
-    return side, side
+    return backbone.family.raster(backbone.model.config, inputs)
 
 
 def draw(

@@ -21,7 +21,8 @@ Code = Mapping[str, str]
 
 #: modules whose outcome is part of a cell's key: rows, data, weights, prompts
 _IN_THE_KEY = (
-    "backbones.digests", "backbones.hub.find", "backbones.hub.known", "backbones.hub.options",
+    "backbones.digests", "backbones.families.tiny", "backbones.hub.find", "backbones.hub.known",
+    "backbones.hub.options",
     "harness.tasks.quiet", "harness.tasks.schemas", "harness.tasks.slices", "harness.tasks.sources",
     "harness.tasks.suites", "harness.tasks.synthetic_mirror",
 )  # fmt: skip
@@ -70,10 +71,10 @@ def method_code(cls: type) -> Code:
 
 def answer_code(family: str) -> Code:
     """Of everything but the method that turns a document into an answer by a model of the family."""
-    from backbones.families import FAMILIES
+    from backbones import families
 
-    own = FAMILIES[family].__module__
-    others = {adapter.__module__ for adapter in FAMILIES.values()} - {own}
+    own = type(families.of_type(family)).__module__
+    others = {type(other).__module__ for other in families.known().values()} - {own}
     within = ("backbones", "methods", "harness.tasks", "harness.run.sweep", _top(own))
     files, _ = _closure(_ANSWERING, within, (*others, *_IN_THE_KEY, *_SCORING))
     own_files, _ = _closure([own], within, _IN_THE_KEY, skip="backbones.families")

@@ -84,7 +84,7 @@ def measure(
     to. A method that cannot do a prefill gets {"error": traceback} and is left out of the timing.
     """
     samples = [p.inputs() for p in probes]
-    counter = macs.counter_for(backbone.model)
+    counter = macs.ModelCounter(backbone.model)
     results: list[dict] = []
     runnable = []
     for method in methods:

@@ -79,6 +79,7 @@ class Session:
                     refused = error
                     continue
                 try:
+                    self.backbone.family.check_signals(pruner)
                     needed = pruner.resources(self.backbone.model)
                 except UserError as error:
                     if named:
@@ -109,11 +110,10 @@ class Session:
     @functools.cached_property
     def sources(self) -> list:
         """The files of each benchmark, in table order (harness.tasks.sources.Source)."""
-        from harness.pocket.data import varied_for
         from harness.tasks.sources import locate
 
         config = self.config
-        varied = config.suite.synthetic and varied_for(self.described["family"])
+        varied = config.suite.synthetic and self.backbone.family.any_size
         return [locate(config.suite, b, config.data, config.load.download, varied) for b in config.benchmarks]
 
     @functools.cached_property

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from harness.tasks import benchmarks
 from harness.tasks.benchmark import Benchmark
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from backbones.families.family import Family
 
 #: by name, in the order of the columns
 BENCHMARKS: dict[str, Benchmark] = benchmarks.load()
@@ -39,14 +43,6 @@ POCKET8 = Suite("pocket8", "Pocket-8 (drawn scenes, held-out split)", "eval", 16
 #: 10,000 of VQAv2's 214,354 questions give its score to about 0.8 points (95 %)
 PAPER = Suite("paper", "the benchmarks themselves", None, None, False, None, {"vqav2": 10_000})
 
-#: the paper's columns by model family, which a run takes unless it is told otherwise: those of Table 1
-#: (TextVQA both ways) and of Table 2, whose last one is "VQA" with a mark that our copy has lost; 84.8 for
-#: the unpruned model fits TextVQA without OCR tokens
-PAPER_COLUMNS = {
-    "llava": tuple(BENCHMARKS),
-    "qwen2_5_vl": ("mmbench_en", "mme", "pope", "scienceqa", "textvqa"),
-}
-
 
 def parse_suite(text: str) -> tuple[Suite, str]:
     """`--tasks` -> the suite and the names within it: "paper" alone is the columns of the backbone's table,
@@ -57,18 +53,20 @@ def parse_suite(text: str) -> tuple[Suite, str]:
     return PAPER, names if colon else PAPER.name
 
 
-def paper_columns(family: str) -> list[Benchmark]:
-    """The paper's benchmarks for a model family. Raises UserError for one that it has no table of."""
-    if family not in PAPER_COLUMNS:
+def paper_columns(family: Family) -> list[Benchmark]:
+    """The paper's benchmarks for a model family, which a run takes unless it is told otherwise. Raises
+    UserError for a family that the paper has no table of."""
+    if family.paper_columns is None:
         raise UserError(
-            f"--tasks paper: the paper has no table of family {family!r}; name tasks: --tasks paper:gqa,pope"
+            f"--tasks paper: the paper has no table of {family.title}; name tasks: --tasks paper:gqa,pope"
         )
-    return [BENCHMARKS[name] for name in PAPER_COLUMNS[family]]
+    return [b for b in BENCHMARKS.values() if family.paper_columns == "all" or b.name in family.paper_columns]
 
 
-def pocket_columns(family: str) -> list[Benchmark]:
+def pocket_columns(family: Family) -> list[Benchmark]:
     """Pocket-8's tasks in the paper's columns for a model family; all eight for one without a table."""
-    return [BENCHMARKS[name] for name in EIGHT if name in PAPER_COLUMNS.get(family, EIGHT)]
+    columns = EIGHT if family.paper_columns in (None, "all") else family.paper_columns
+    return [BENCHMARKS[name] for name in EIGHT if name in columns]
 
 
 def parse_tasks(text: str) -> list[Benchmark]:

@@ -27,7 +27,7 @@ def test_inputs_are_left_padded_with_one_image_each(backbone):
 
 
 def test_facts(backbone):
-    assert (backbone.num_visual_tokens, backbone.num_layers, backbone.family) == (64, 6, "llava")
+    assert (backbone.num_visual_tokens, backbone.num_layers, backbone.family.model_type) == (64, 6, "llava")
     told = backbone.describe()
     assert (
         told["attention"] == "sdpa" and told["dtype"] == "float32" and told["image_padding"] == "centre crop"

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import backbones
+from backbones.families.llava import SYSTEM_SENTENCE
 from backbones.hub.find import find, missing_files
-from backbones.hub.load import SYSTEM_SENTENCE, load
+from backbones.hub.load import load
 from backbones.hub.options import LoadOptions
 from methods.errors import UserError
 
@@ -52,7 +53,7 @@ def test_what_is_not_here_is_told_with_the_command(cache):
 def test_a_cached_checkpoint_is_known_by_its_commit(cache, hub_checkpoints):
     put(cache, "llava-hf/llava-1.5-7b-hf", hub_checkpoints["llava"])
     by_name, by_id = find("llava-1.5-7b"), find("llava-hf/llava-1.5-7b-hf", revision=COMMIT)
-    assert by_name.folder == by_id.folder and by_name.family == "llava"
+    assert by_name.folder == by_id.folder and by_name.family.model_type == "llava"
     assert (by_name.name, by_id.name) == ("llava-1.5-7b", "llava-1.5-7b-hf")
     described = load("llava-1.5-7b", LoadOptions()).describe()
     assert (described["repository"], described["revision"]) == ("llava-hf/llava-1.5-7b-hf", COMMIT)
@@ -205,7 +206,7 @@ def test_quantised_weights(hub_checkpoints, family):
     with torch.inference_mode(), registry.build("fastv", 4)(small.model) as trace:
         new = small.model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert trace.visual_tokens[0, -1] == 4 and new.shape[1] > inputs["input_ids"].shape[1]
-    counters = [macs.counter_for(b.model) for b in (plain, small)]
+    counters = [macs.ModelCounter(b.model) for b in (plain, small)]
     assert counters[0].llm([9] * 6, 20) == counters[1].llm([9] * 6, 20)
     assert counters[0].projector(9) == counters[1].projector(9)
 

@@ -32,7 +32,7 @@ def test_several_images_in_one_prompt(qwen):
 
 
 def test_facts(qwen):
-    assert (qwen.family, qwen.num_layers) == ("qwen2_5_vl", tiny_qwen.LAYERS)
+    assert (qwen.family.model_type, qwen.num_layers) == ("qwen2_5_vl", tiny_qwen.LAYERS)
     assert qwen.num_visual_tokens == tiny_qwen.MAX_TOKENS, "the most an image can have"
     told = qwen.describe()
     assert (told["min_pixels"], told["max_pixels"]) == (4 * 28**2, 48 * 28**2)

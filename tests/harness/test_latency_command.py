@@ -159,7 +159,8 @@ def test_on_a_gpu_nothing_is_missing(tiny_checkpoint, tmp_path):
 
 def test_random_weights_are_a_working_model(tiny_checkpoint):
     """Built without memory and filled in place: what is no parameter must be as in a model made normally."""
-    from harness.costs import macs, random_weights, shapes
+    from backbones import shapes
+    from harness.costs import macs, random_weights
 
     shape = shapes.load(str(tiny_checkpoint / "config.json"))
     made = random_weights.build(shape, "cpu", "float32")
@@ -179,7 +180,8 @@ def test_random_weights_are_a_working_model(tiny_checkpoint):
 
 def test_random_weights_of_a_family_with_free_image_sizes():
     """Qwen2.5-VL, narrow: what the processor would give, M-RoPE positions (the engine checks them), a cut."""
-    from harness.costs import macs, random_weights, shapes
+    from backbones import shapes
+    from harness.costs import macs, random_weights
     from methods import registry
 
     shape = random_weights.narrow(shapes.load("qwen2.5-vl-7b"))
@@ -192,11 +194,12 @@ def test_random_weights_of_a_family_with_free_image_sizes():
     assert trace.visual_tokens[:, 1:4].tolist() == [[576, 64, 64]] * 2
 
 
-def test_family_without_an_adapter_is_one_line(monkeypatch):
-    from harness.costs import random_weights, shapes
+def test_an_unknown_family_is_one_line(monkeypatch):
+    from backbones import families, shapes
+    from harness.costs import random_weights
 
-    monkeypatch.setattr(random_weights, "FAMILIES", {"llava": None})
-    with pytest.raises(UserError, match=r"no adapter for family 'qwen2_5_vl'.* --estimate"):
+    monkeypatch.delitem(families._FAMILIES, "qwen2_5_vl")
+    with pytest.raises(UserError, match=r"family 'qwen2_5_vl' is unknown; known: llava"):
         random_weights.build(shapes.load("qwen2.5-vl-7b"), "cpu", "float32")
 
 

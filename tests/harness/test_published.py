@@ -7,9 +7,9 @@ import shutil
 import pytest
 import yaml
 
+from backbones import shapes
 from harness import published
 from harness.check import registry
-from harness.costs import shapes
 from harness.tasks.suites import BENCHMARKS
 from methods.errors import UserError
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.costs import macs, plan, shapes
-from harness.costs.closed_form import closed_form_merger, closed_form_window_tower
-from harness.report import flops_report
+from backbones import shapes
+from harness.costs import macs, plan
+from harness.costs.shape_counter import ShapeCounter
 from methods import registry
 from methods.base import Signal, cls_attention
 from methods.errors import UserError
@@ -42,15 +42,16 @@ def around(qwen, inputs):
 @pytest.mark.parametrize("spec", SPECS)
 def test_plan_is_the_real_prefill(qwen, inputs, around, spec):
     pruner = registry.build(spec, None if spec == "vanilla" else 0.25)
-    counter = macs.counter_for(qwen.model)
+    counter = macs.ModelCounter(qwen.model)
     real = macs.count_prefill(counter, qwen, pruner, inputs)
     config = qwen.model.config
     made = plan.make(config, pruner, GRID, *around)
     assert made.visual_tokens == real.visual_tokens and not made.varies
     height, width = (28 * n for n in made.grid)
     assert real.tower == counter.tower(height, width)
-    assert real.tower == closed_form_window_tower(config.vision_config, height, width)
-    assert real.projector == counter.projector(made.projected) == closed_form_merger(config, made.projected)
+    assert real.tower == qwen.family.tower_macs(config.vision_config, height, width)
+    closed = qwen.family.projector_macs(config, made.projected)
+    assert real.projector == counter.projector(made.projected) == closed
     assert made.projected == made.grid[0] * made.grid[1], "the merger runs on all that the tower sees"
     if spec == "sparsevlm":  # how many words rate depends on their values
         words = [plan.make(config, pruner, GRID, *around, raters=n).own for n in range(1, around[1] + 1)]
@@ -64,7 +65,7 @@ def test_plan_is_the_real_prefill(qwen, inputs, around, spec):
 
 def test_true_shape_has_every_method():
     shape = shapes.load("qwen2.5-vl-7b")
-    counter = flops_report.Counter(shape, 62)
+    counter = ShapeCounter(shape, 62)
     budgets = {
         spec: None if spec == "vanilla" else 64 for spec in registry.available() if spec != "stepprune"
     }

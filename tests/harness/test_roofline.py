@@ -2,9 +2,10 @@
 
 import pytest
 
-from harness.costs import random_weights, roofline, shapes
-from harness.costs.launches import Counter
-from harness.report import flops_report
+from backbones import shapes
+from harness.costs import random_weights, roofline
+from harness.costs.launches import LaunchCounter
+from harness.costs.shape_counter import ShapeCounter
 from methods import registry
 
 SHAPE = shapes.load("llava-1.5-7b")
@@ -12,7 +13,7 @@ SHAPE = shapes.load("llava-1.5-7b")
 
 @pytest.fixture(scope="module")
 def launches():
-    return Counter(SHAPE, text_tokens=62)
+    return LaunchCounter(SHAPE, text_tokens=62)
 
 
 def test_slowest_term_of_each_part_counts():
@@ -39,7 +40,7 @@ def test_launches_of_the_7b_shape(launches):
     """41 a decoder layer with fused attention; what a prefill launches does not depend on its length."""
     vanilla = launches.count(registry.build("vanilla"))
     assert vanilla == {"vision": 345, "selection": 0, "llm": 32 * 41 + 3}
-    longer = Counter(SHAPE, text_tokens=20).count(registry.build("vanilla"))
+    longer = LaunchCounter(SHAPE, text_tokens=20).count(registry.build("vanilla"))
     assert longer == vanilla
     fastv = launches.count(registry.build("fastv", budget=64))
     assert fastv["llm"] == vanilla["llm"] and 0 < fastv["selection"] < 150
@@ -60,10 +61,10 @@ def test_narrow_keeps_what_launches_depend_on():
 
 def test_work_is_that_of_flops_and_of_the_weights(monkeypatch):
     monkeypatch.setattr(
-        "harness.costs.launches.Counter.count", lambda self, pruner: dict.fromkeys(roofline.PARTS, 1)
+        "harness.costs.launches.LaunchCounter.count", lambda self, pruner: dict.fromkeys(roofline.PARTS, 1)
     )
     found = roofline.Roofline(SHAPE, text_tokens=62)
-    count = flops_report.Counter(SHAPE, 62).count("fastv", 64)
+    count = ShapeCounter(SHAPE, 62).count("fastv", 64)
     work = found.work("fastv", 64, batch=3)
     assert sum(work.flops.values()) == 3 * 2 * count.total
     model = SHAPE.model()

@@ -5,19 +5,24 @@ import time
 
 import pytest
 import torch
+from three_counters import ThreeCounters, torch_macs
 
+from backbones import shapes
 from harness import published
 from harness.check import costs
 from harness.cli import app
-from harness.costs import plan, shapes
-from harness.costs.closed_form import closed_form_head, closed_form_layer, windows
-from harness.costs.three_counters import ThreeCounters, torch_macs
-from harness.report import flops_report
+from harness.costs import plan
+from harness.costs.closed_form import closed_form_head, closed_form_layer
+from harness.costs.macs import ModelCounter
+from harness.costs.shape_counter import ShapeCounter
 from methods import registry
 from methods.errors import UserError
 
 #: parameters of the published checkpoints, in 1e9
-PARAMETERS = {"llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "qwen2.5-vl-3b": 3.75, "qwen2.5-vl-7b": 8.29}
+PARAMETERS = {
+    "llava-1.5-7b": 7.06, "llava-1.5-13b": 13.35, "qwen2.5-vl-3b": 3.75, "qwen2.5-vl-7b": 8.29,
+    "qwen2-vl-2b": 2.21, "qwen2-vl-7b": 8.29,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=shapes.available())
@@ -54,8 +59,8 @@ def test_a_windowed_tower_whose_image_is_no_multiple_of_the_window():
     counters = ThreeCounters(shapes.load("qwen2.5-vl-7b"))
     fvcore, torch_, closed = counters.tower_counts(644, 644)
     assert fvcore == torch_ == closed
-    assert (closed + counters.projector(23 * 23)) / 1e9 == pytest.approx(1414.7, abs=0.1)
-    sizes = windows(counters.shape.config.vision_config, 644, 644)
+    assert (closed + counters.projector_counts(23 * 23)[0]) / 1e9 == pytest.approx(1414.7, abs=0.1)
+    sizes = counters.shape.family.windows(counters.shape.config.vision_config, 644, 644)
     assert sum(sizes) == 46 * 46 and sorted(set(sizes)) == [36, 48, 64] and len(sizes) == 36
 
 
@@ -89,10 +94,14 @@ def test_the_language_models_own_forward(counters):
 
 
 def test_a_counter_that_is_off_is_reported(monkeypatch):
-    counters = ThreeCounters(shapes.load("llava-1.5-7b"))
-    monkeypatch.setattr(counters, "layer_counts", lambda n: (10, 10, 11))
-    counters.layer(5)
-    assert counters.disagreements == ["decoder layer at 5 tokens: fvcore 10, torch 10, closed form 11 MAC"]
+    shape = shapes.load("llava-1.5-7b")
+    traced = ModelCounter(shape.model())
+    monkeypatch.setattr(traced, "decoder_layer", lambda n: 10)
+    counter = ShapeCounter(shape, 62, traced=traced)
+    counter.count("vanilla", None)
+    closed = closed_form_layer(shape.config.text_config, 638)
+    assert counter.checked == 3, "a layer, the tower, the projector"
+    assert counter.disagreements == [f"decoder layer at 638 tokens: fvcore 10, closed form {closed} MAC"]
 
 
 # ---- published arithmetic
@@ -114,7 +123,7 @@ def test_published_costs_are_as_the_registry_expects():
 @pytest.mark.parametrize("name, tmac", [("llava-1.5-7b", 4.2385), ("qwen2.5-vl-7b", 4.2454)])
 def test_vanilla_language_models(name, tmac):
     """First counted by a script of its own, at 62 text tokens with the head at one position."""
-    count = flops_report.Counter(shapes.load(name), 62).count("vanilla", None)
+    count = ShapeCounter(shapes.load(name), 62).count("vanilla", None)
     assert count.llm / 1e12 == pytest.approx(tmac, abs=1e-4)
 
 

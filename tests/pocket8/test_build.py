@@ -7,6 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
+from backbones import families
 from harness.pocket import data
 from harness.pocket.data import build, documents
 from harness.pocket.data.scenes import render
@@ -68,8 +69,8 @@ def test_varied_images_have_their_scenes_sizes(varied):
 def test_backbones_that_take_any_size_get_varied_canvases(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
     monkeypatch.setenv("POCKET8_HOME", str(tmp_path))
-    square = data.ensure(varied=data.varied_for("llava"))
-    varied = data.ensure(varied=data.varied_for("qwen2_5_vl"))
+    square = data.ensure(varied=families.of_type("llava").any_size)
+    varied = data.ensure(varied=families.of_type("qwen2_5_vl").any_size)
     assert {square.name, varied.name} == {p.name for p in tmp_path.iterdir()} == {
         f"v{build.VERSION}", f"v{build.VERSION}-varied"
     }  # fmt: skip

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from harness.pocket.data import varied_for
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
@@ -75,7 +74,7 @@ def batches(source, collate: Collator, numbers: range, images: int, workers: int
 
 def held_out(backbone, frozen: FrozenModel, images: int = HELD_OUT_IMAGES) -> Iterator[Batch]:
     """Questions of Pocket-8's calibration split: four images a batch, one question of each task."""
-    varied = varied_for(backbone.family)
+    varied = backbone.family.any_size
     source = Pocket8("calibration", questions=8, seed=1, varied=varied)
     collate = Collator(backbone, frozen)
     for first in range(0, images, 4):
@@ -347,7 +346,7 @@ def _check_free(options: TrainOptions) -> None:
 def data_source(options: TrainOptions, backbone):
     """What questions come from."""
     if options.data is None:
-        return Pocket8("train", options.questions, options.seed, varied_for(backbone.family))
+        return Pocket8("train", options.questions, options.seed, backbone.family.any_size)
     return LlavaInstructions(options.data, options.images, options.questions, options.seed)
 
 

@@ -1,4 +1,4 @@
-"""Shapes of the true-size backbones, `backbones/shapes/*.json`: what FLOPs depend on, without weights."""
+"""Shapes of the true-size backbones, the JSON files in this folder: what FLOPs depend on, without weights."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+from backbones import families
+from backbones.families.family import Family
 from methods.errors import UserError
 
 #: tokens ahead of the image in Vicuna's chat template, for a config.json, which does not tell
 TEXT_BEFORE_IMAGE = 35
-FOLDER = Path(__file__).resolve().parents[2] / "backbones" / "shapes"
+FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One backbone. names: what a checkpoint of it may be called, lower case. image_pixels: (height, width)
-    that the tower sees. text_before_image: tokens of the chat template ahead of the image. body: the keyword
-    arguments of its Hugging Face configuration.
+    """One backbone.
+
+    Attributes:
+        name: by which it is asked for.
+        title: for tables.
+        names: what a checkpoint of it may be called, lower case.
+        image_pixels: (height, width) that the tower sees.
+        text_before_image: tokens of the chat template ahead of the image.
+        body: the keyword arguments of its Hugging Face configuration.
     """
 
     name: str
@@ -30,8 +38,9 @@ class Shape:
     body: dict
 
     @property
-    def family(self) -> str:
-        return self.body["model_type"]
+    def family(self) -> Family:
+        """Raises UserError if it is not known."""
+        return families.of_type(self.body["model_type"])
 
     @functools.cached_property
     def config(self) -> SimpleNamespace:
@@ -44,15 +53,13 @@ class Shape:
 
     def grid(self, pixels: tuple[int, int] | None = None) -> tuple[int, int]:
         """Rows and columns of visual tokens of an image of that many pixels (default: image_pixels)."""
-        vision = self.config.vision_config
-        unit = vision.patch_size * getattr(vision, "spatial_merge_size", 1)
+        unit = self.family.unit(self.config.vision_config)
         height, width = pixels or self.image_pixels
         return height // unit, width // unit
 
     def pixels_of(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The inverse of `grid`."""
-        vision = self.config.vision_config
-        unit = vision.patch_size * getattr(vision, "spatial_merge_size", 1)
+        unit = self.family.unit(self.config.vision_config)
         return grid[0] * unit, grid[1] * unit
 
     @property
@@ -64,7 +71,7 @@ class Shape:
         """The unmodified Hugging Face model on the meta device: true shapes, no memory, no download."""
         import torch
 
-        config_class, model_class = _architecture(self.family)
+        config_class, model_class = self.family.architecture()
         config = config_class.from_dict(json.loads(json.dumps(self.body)))
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
@@ -94,7 +101,7 @@ def from_config_file(path: Path) -> Shape:
     """The shape of a Hugging Face config.json; its name is the folder's. Raises UserError if it is none."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        config = _architecture(body["model_type"])[0].from_dict(body)
+        config = families.of_type(body["model_type"]).architecture()[0].from_dict(body)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no config.json of a known family ({error!r})") from error
     return of_config(config, path.resolve().parent.name)
@@ -103,24 +110,10 @@ def from_config_file(path: Path) -> Shape:
 def of_config(config, name: str, text_before_image: int = TEXT_BEFORE_IMAGE) -> Shape:
     """The shape of a model with a Hugging Face configuration whose images have one size."""
     body = json.loads(json.dumps(config.to_dict(), default=str))
-    side = body["vision_config"].get("image_size")
-    if side is None:
+    if families.of_type(config.model_type).any_size:
         raise UserError(f"{name}: a {config.model_type} takes images of any size; use a shape that names one")
+    side = body["vision_config"]["image_size"]
     return Shape(name, name, (), (side, side), text_before_image, body)
-
-
-def _architecture(family: str) -> tuple[type, type]:
-    """Hugging Face's classes of configuration and model. Raises UserError for an unknown family."""
-    import transformers
-
-    known = {
-        "llava": (transformers.LlavaConfig, "LlavaForConditionalGeneration"),
-        "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, "Qwen2_5_VLForConditionalGeneration"),
-    }
-    if family not in known:
-        raise UserError(f"family {family!r} is unknown; known: {', '.join(known)}")
-    config, model = known[family]
-    return config, getattr(transformers, model)
 
 
 def named_like(checkpoint: str) -> Shape | None:

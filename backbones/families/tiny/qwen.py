@@ -4,7 +4,9 @@ them, 6 decoder layers with grouped heads; about 300k parameters, and attention 
 
 from __future__ import annotations
 
-from backbones.random_checkpoint.vocabulary import byte_level_bpe
+from pathlib import Path
+
+from backbones.families.tiny.parts import byte_level_bpe, read_json, write_json
 
 LAYERS, MIN_TOKENS, MAX_TOKENS = 6, 4, 48
 UNIT = 28  # pixels of a visual token's side
@@ -37,15 +39,22 @@ def make_tokenizer():
 
 def make_model(tokenizer, seed: int = 0):
     """A random Qwen2_5_VLForConditionalGeneration; 2 of its tower's 4 blocks see the whole image."""
-    import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    ids = tokenizer.convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
         vision_config=dict(
             depth=4, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64,
             window_size=2 * UNIT, fullatt_block_indexes=[1, 3],
         ),
+        **language(tokenizer),
+    )  # fmt: skip
+    return with_random_weights(Qwen2_5_VLForConditionalGeneration(config), seed)
+
+
+def language(tokenizer) -> dict:
+    """Keyword arguments of a configuration: the language model and the tokens with a meaning."""
+    ids = tokenizer.convert_tokens_to_ids
+    return dict(
         text_config=dict(
             hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=4,
             num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=2048,
@@ -56,7 +65,13 @@ def make_model(tokenizer, seed: int = 0):
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
     )  # fmt: skip
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def with_random_weights(model, seed: int):
+    """`model` with weights that make attention anything but flat."""
+    import torch
+
+    model = model.eval()
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if p.ndim >= 2:
@@ -72,11 +87,12 @@ def make_model(tokenizer, seed: int = 0):
     return model
 
 
-def make_processor(tokenizer):
-    """Scales images to MIN_TOKENS to MAX_TOKENS visual tokens."""
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+def make_processor(tokenizer, processor: str = "Qwen2_5_VLProcessor"):
+    """Scales images to MIN_TOKENS to MAX_TOKENS visual tokens. processor: its class."""
+    import transformers
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    return Qwen2_5_VLProcessor(
+    return getattr(transformers, processor)(
         image_processor=Qwen2VLImageProcessor(
             size={"shortest_edge": MIN_TOKENS * UNIT**2, "longest_edge": MAX_TOKENS * UNIT**2}
         ),
@@ -84,3 +100,26 @@ def make_processor(tokenizer):
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=TEMPLATE,
     )
+
+
+def to_hub_layout(path: Path, processor) -> None:
+    """From the files that transformers 5 writes to those of the published repositories, written by earlier
+    releases: settings of the language model beside those of the whole, rotary positions and limits of pixels
+    under their former names."""
+    processor.image_processor.save_pretrained(path)  # preprocessor_config.json
+    kind = read_json(path / "processor_config.json")["processor_class"]
+    (path / "processor_config.json").unlink()
+    config = read_json(path / "config.json")
+    text = {k: v for k, v in config.pop("text_config").items() if k not in ("layer_types", "model_type")}
+    rope = text.pop("rope_parameters")
+    former = {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+    }
+    write_json(path / "config.json", {**text, **config, **former})
+    images = read_json(path / "preprocessor_config.json")
+    size = images.pop("size")
+    limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    write_json(path / "preprocessor_config.json", {**images, **limits, "processor_class": kind})

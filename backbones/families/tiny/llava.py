@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from backbones.random_checkpoint.vocabulary import byte_level_bpe
+from pathlib import Path
+
+from backbones.families.tiny.parts import byte_level_bpe, read_json, write_json
 
 IMAGE_SIZE, LAYERS, VISUAL_TOKENS = 112, 6, 64
 
@@ -66,3 +68,23 @@ def make_processor(tokenizer):
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )  # fmt: skip
+
+
+def to_hub_layout(path: Path, processor) -> None:
+    """From the files that transformers 5 writes to those of the published repositories, written by earlier
+    releases: the image processor has a file of its own, the tower's weights their former prefix."""
+    from safetensors.torch import load_file, save_file
+
+    def former(key: str) -> str:
+        head, tail = "vision_tower.", "vision_model."
+        return head + tail + key.removeprefix(head) if key.startswith(head) else key
+
+    processor.image_processor.save_pretrained(path)  # preprocessor_config.json
+    body = read_json(path / "processor_config.json")
+    body.pop("image_processor", None)
+    write_json(path / "processor_config.json", body)
+    for shard in path.glob("*.safetensors"):
+        save_file({former(k): v for k, v in load_file(shard).items()}, shard, {"format": "pt"})
+    index = read_json(path / "model.safetensors.index.json")
+    index["weight_map"] = {former(k): v for k, v in index["weight_map"].items()}
+    write_json(path / "model.safetensors.index.json", index)

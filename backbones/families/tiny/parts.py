@@ -1,8 +1,10 @@
-"""The tiny checkpoints' vocabulary."""
+"""What the tiny random checkpoints have in common: a vocabulary, and their JSON files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 VOCABULARY = 320
 CORPUS = [
@@ -26,3 +28,11 @@ def byte_level_bpe(special: Sequence[str]):
     )
     inner.train_from_iterator(CORPUS, trainer)
     return inner
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, body: dict) -> None:
+    path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Parts of the tiny random models (`Family.tiny`): their answers mean nothing."""
