@@ -74,20 +74,23 @@ class PrunedModel(lmms):
             capped(generation, self.max_new_tokens),
         )
 
+    def picture(self, request) -> tuple[Image.Image, str]:
+        """The image that a request asks about, and its text. Raises UserError unless it has exactly one
+        image."""
+        _, doc_to_messages, _, doc_id, task, split = request.args
+        (message,) = doc_to_messages(self.task_dict[task][split][doc_id])
+        pictures = [c["url"] for c in message["content"] if c["type"] == "image"]
+        if len(pictures) != 1:
+            raise UserError(
+                f"{task} document {doc_id} has {len(pictures)} images; this program takes exactly one"
+            )
+        return pictures[0], "".join(c["text"] for c in message["content"] if c["type"] == "text")
+
     def inputs(self, requests: Sequence) -> dict:
         """Left-padded model inputs of the requests, [B, n], on the backbone's device."""
-        images, texts = [], []
-        for request in requests:
-            _, doc_to_messages, _, doc_id, task, split = request.args
-            (message,) = doc_to_messages(self.task_dict[task][split][doc_id])
-            pictures = [c["url"] for c in message["content"] if c["type"] == "image"]
-            if len(pictures) != 1:
-                raise UserError(
-                    f"{task} document {doc_id} has {len(pictures)} images; this program takes exactly one"
-                )
-            images += [Image.new("RGB", p.size, GREY) for p in pictures] if self.blind else pictures
-            texts.append("".join(c["text"] for c in message["content"] if c["type"] == "text"))
-        return self.backbone.inputs(images, texts)
+        pictures = [self.picture(request) for request in requests]
+        images = [Image.new("RGB", p.size, GREY) if self.blind else p for p, _ in pictures]
+        return self.backbone.inputs(images, [text for _, text in pictures])
 
     def missing(self, questions: Sequence[Question]) -> list[int]:
         """Positions of the questions that the journal has no answer to."""
