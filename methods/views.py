@@ -143,6 +143,11 @@ class StageView:
         total: visual tokens of the sample at the language model's input.
         images: number of images among them.
         count: the stage's `count`, summed over these images; None if the stage has none.
+        sizes: visual tokens of each of these images at the language model's input, in order.
+        length: S, tokens of the sample in the sequence as it is at this layer, text included and padding not.
+        keys: [S, H_kv d_head], the rotated keys that layer - 1 made of these tokens, heads side by side, for
+            a stage with `keys`; else None.
+        final_norm: the language model's norm before its head, [.., D] -> [.., D].
     """
 
     attention: Tensor | None
@@ -152,11 +157,26 @@ class StageView:
     _hidden: Tensor
     _columns: Tensor
     count: int | None = None
+    sizes: tuple[int, ...] = ()
+    length: int = 0
+    keys: Tensor | None = None
+    final_norm: Callable[[Tensor], Tensor] | None = None
 
     @property
     def hidden(self) -> Tensor:
         """Hidden states of the visual tokens on entry of the layer, [V, D]."""
         return self._hidden[self._columns]
+
+    @property
+    def sequence(self) -> Tensor:
+        """Hidden states of all tokens on entry of the layer, visual and text, padding left off, [S, D]."""
+        return self._hidden[len(self._hidden) - self.length :]
+
+    @property
+    def places(self) -> Tensor:
+        """Where in `sequence` and `keys` the visual tokens stand, ascending int64 [V]. Before any cut these
+        are the tokens' absolute positions in the prompt without padding."""
+        return self._columns - (len(self._hidden) - self.length)
 
 
 @dataclass(frozen=True)
@@ -174,6 +194,7 @@ class Stage:
         positions: whether survivors keep their rotary positions or all tokens are numbered 0, 1, 2, ... anew
             (M-RoPE, whose positions are places in the image, is always kept).
         count: visual tokens of one image that the cut is meant to leave, for methods that know it ahead.
+        keys: `StageView.keys` is wanted.
     """
 
     layer: int
@@ -182,3 +203,4 @@ class Stage:
     rows: Callable[[PromptView], Tensor] | None = None
     positions: Positions = "original"
     count: int | None = None
+    keys: bool = False

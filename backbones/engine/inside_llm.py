@@ -114,17 +114,18 @@ class LayerSide:
         return hidden, self._arguments(self._after[self._cuts_until[i] - 1], i, hidden, kwargs, prefill, step)
 
     def _remember(self, i: int, hidden: Tensor, kwargs: dict) -> None:
-        """Keep layer i's query rows for a stage right behind it that reads its attention."""
+        """Keep layer i's query rows for a stage right behind it that reads its attention, and what its keys
+        come from if no cache holds them."""
         number = self._stage_at.get(i + 1)
         stage = None if number is None else self.stages[number]
-        if stage is None or stage.attention != "previous":
-            self._previous = None
+        self._previous = self._keys = None
+        if stage is None or not (stage.keys or stage.attention == "previous"):
             return
         rows = slice(None) if stage.rows else slice(-1, None)
         rotary = self._rotary(kwargs)
         self._previous = hidden[:, rows], tuple(t[:, rows] for t in rotary)
-        # without a cache the layer's keys are computed once more
-        self._keys = None if kwargs.get("past_key_values") is not None else (hidden, rotary)
+        if kwargs.get("past_key_values") is None:
+            self._keys = hidden, rotary
 
     def _rotary(self, kwargs: dict) -> Rotary:
         """(cos, sin) of the present columns."""
@@ -135,7 +136,8 @@ class LayerSide:
         cut."""
         before, rotary = self.layout, self._rotary(kwargs)
         attention = self._attention(number, hidden, rotary, kwargs) if any(before.visual) else None
-        answers = [self._ask(number, b, hidden, attention) for b in range(len(hidden))]
+        keys = self._previous_keys(number, kwargs) if self.stages[number].keys else None
+        answers = [self._ask(number, b, hidden, attention, keys) for b in range(len(hidden))]
         self._check(answers, hidden)
         targets, sources, places, kept = [], [], [], []
         for answer, identity in zip(answers, before.kept):
@@ -167,7 +169,10 @@ class LayerSide:
         self._after.append(_AfterCut(after, rotary, following))
         return hidden
 
-    def _ask(self, number: int, b: int, hidden: Tensor, attention: list[Tensor] | None):
+    def _ask(
+        self, number: int, b: int, hidden: Tensor, attention: list[Tensor] | None, keys: Tensor | None
+    ):
+        """The stage's answer about sample b, None if it has no visual tokens. keys: [B, H_kv, W, d_head]."""
         layout = self.layout
         columns = layout.columns[b]
         if not len(columns):
@@ -181,6 +186,10 @@ class LayerSide:
             _hidden=hidden[b],
             _columns=columns,
             count=stage.count,
+            sizes=tuple(self._prompt.sizes[b]),
+            length=layout.lengths[b],
+            keys=None if keys is None else keys[b, :, -layout.lengths[b] :].transpose(0, 1).flatten(1),
+            final_norm=self.adapter.language_model.norm,
         )
         return stage.select(view)
 
@@ -202,10 +211,7 @@ class LayerSide:
         else:
             layer = self.adapter.layers[stage.layer - 1]
             queries, rotary = self._previous
-            if self._keys is None:
-                keys = kwargs["past_key_values"].layers[stage.layer - 1].keys
-            else:
-                keys = layer_keys(layer, *self._keys)
+            keys = self._previous_keys(number, kwargs)
         layout = self.layout
         if not stage.rows:
             last = torch.tensor([-1], device=hidden.device)
@@ -223,6 +229,14 @@ class LayerSide:
             )[0]
             for b, offsets in enumerate(rows)
         ]
+
+    def _previous_keys(self, number: int, kwargs: dict) -> Tensor:
+        """The rotated keys of the layer before stage `number`, [B, H_kv, W, d_head]: the cache's, or computed
+        once more where there is none."""
+        before = self.stages[number].layer - 1
+        if self._keys is not None:
+            return layer_keys(self.adapter.layers[before], *self._keys)
+        return kwargs["past_key_values"].layers[before].keys
 
     def _arguments(
         self, state: _AfterCut, i: int, hidden: Tensor, kwargs: dict, prefill: bool, step: object

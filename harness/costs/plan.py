@@ -158,7 +158,6 @@ class _Asked:
         if self.pruner.acts:
             stages = {s.layer: s for s in self.pruner.stages(self.full[0] * self.full[1], layers)}
         counts, macs = [], 0
-        width = self.llm.hidden_size
         choosers = {s.rows for s in stages.values() if s.rows is not None}
         places = {choose: self._rows(choose(self._prompt(n, generator))) for choose in choosers}
         for layer in range(layers):
@@ -169,12 +168,29 @@ class _Asked:
                     rows = places[stage.rows] if stage.rows else 1
                     macs += self._row_macs(rows, n + self.text, stage.attention == "own")
                     attention = _random(generator, self.llm.num_attention_heads, rows, n).softmax(-1)
-                hidden = _random(generator, n, width)
-                view = StageView(attention, torch.arange(n), total, 1, hidden, torch.arange(n), stage.count)
+                view = self._stage_view(stage, attention, n, total, generator)
                 answer: Selection = stage.select(view)
                 n = len(answer.kept)
             counts.append(n)
         return counts, macs
+
+    def _stage_view(self, stage, attention, n: int, total: int, generator) -> StageView:
+        """Of one sample with n visual tokens left of `total`, text before and behind them."""
+        before, length = self.text - self.after, self.text + n
+        keys = self.llm.num_key_value_heads * self.head_dim
+        return StageView(
+            attention,
+            torch.arange(n),
+            total,
+            images=1,
+            _hidden=_random(generator, length, self.llm.hidden_size),
+            _columns=torch.arange(before, before + n),
+            count=stage.count,
+            sizes=(total,),
+            length=length,
+            keys=_random(generator, length, keys) if stage.keys else None,
+            final_norm=lambda x: x,
+        )
 
     def _prompt(self, n: int, generator) -> PromptView:
         width = self.llm.hidden_size

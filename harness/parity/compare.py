@@ -54,11 +54,21 @@ TOLERANCE = 1e-4
 #: HoloV's Qwen release keeps int(N / 3), int(2 N / 9), int(N / 9) of an image's tokens; our fractions are
 #: rounded: these keep as many of the recorded images'
 RATES = {"33": 0.331, "22": 0.222, "11": 0.111}
+#: DART's recordings on Qwen2.5-VL, and one on LLaVA, are labelled by the share that is pruned (0.778, 2/3,
+#: 7/9, 8/9); a hair more than the rest, since the released code truncates
+LEFT = {"778": 0.222, "33": 0.3334, "22": 0.2223, "11": 0.1112}
 #: how labels are read, by method: (pattern, method spec); `{n}` in a spec is the pattern's n-th group, and
 #: group 1 the budget (no group: none), to which a third entry is added, or which that entry translates (None:
 #: no budget). A label that is just a budget means the method's default settings. A folder may hold recordings
 #: of several methods.
 SETTINGS: dict[str, list[tuple[str, str] | tuple[str, str, int | Mapping[str, float] | None]]] = {
+    "dart": [
+        (r"(\d+)k(\d+)", "dart:k={2}"),
+        (r"(\d+)fit", "dart:schedule=fit"),
+        (r"(\d+)avg", "dart:schedule=average"),
+        (r"(\d+)p(\d+)", "dart:image_pivots={2},text_pivots={2}"),
+        (r"r(\d+)", "dart", LEFT),
+    ],
     "divprune": [(r"(\d+)unsorted", "divprune:order=picked")],
     "fastv": [(r"(\d+)k(\d+)", "fastv:k={2}"), (r"(\d+)avg", "fastv:schedule=average")],
     "holov": [

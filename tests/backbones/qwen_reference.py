@@ -110,15 +110,18 @@ class QwenReference:
         angle = (positions[axis].T * rate).repeat(1, 2)
         return x * angle.cos() + half_turned(x) * angle.sin()
 
+    def keys(self, i, h, positions):
+        layer = f"language_model.layers.{i}"
+        x = rms(h, self.w[f"{layer}.input_layernorm.weight"])
+        k = self.linear(f"{layer}.self_attn.k_proj", x).view(len(x), -1, self.dim).transpose(0, 1)
+        return self.rotate(k, positions)
+
     def attention(self, i, h, positions):
         layer = f"language_model.layers.{i}"
         x = rms(h, self.w[f"{layer}.input_layernorm.weight"])
-        q, k = (
-            self.linear(f"{layer}.self_attn.{name}", x).view(len(x), -1, self.dim).transpose(0, 1)
-            for name in ("q_proj", "k_proj")
-        )
-        k = k.repeat_interleave(self.heads // self.kv_heads, 0)
-        logits = self.rotate(q, positions) @ self.rotate(k, positions).mT / self.dim**0.5
+        q = self.linear(f"{layer}.self_attn.q_proj", x).view(len(x), -1, self.dim).transpose(0, 1)
+        k = self.keys(i, h, positions).repeat_interleave(self.heads // self.kv_heads, 0)
+        logits = self.rotate(q, positions) @ k.mT / self.dim**0.5
         return logits.masked_fill(torch.ones_like(logits).triu(1).bool(), float("-inf")).softmax(-1)
 
     def layer(self, i, h, attention):
@@ -131,21 +134,26 @@ class QwenReference:
         gated = F.silu(self.linear(f"{mlp}.gate_proj", x)) * self.linear(f"{mlp}.up_proj", x)
         return h + self.linear(f"{mlp}.down_proj", gated)
 
-    def forward(self, h, n, positions, visual, images, after, stages):
+    def forward(self, h, n, positions, visual, sizes, after, stages):
         """Logits behind the n prompt tokens and what was generated, and what each stage kept.
 
-        h: [n + t, D]. positions: [3, n + t]. visual: columns of visual tokens, of `images` images. after: the
-        text behind them [T, D].
+        h: [n + t, D]. positions: [3, n + t]. visual: columns of visual tokens, of images of `sizes`. after:
+        the text behind them [T, D].
         """
         at = {stage.layer: stage for stage in stages}
-        first, total, identity, kept, previous = h[visual], len(visual), torch.arange(len(visual)), [], None
+        first, total, identity, kept = h[visual], len(visual), torch.arange(len(visual)), []
+        previous = keys = None
         for i in range(self.text.num_hidden_layers):
             if i in at:
                 s = at[i]
                 rows = torch.tensor([-1]) if s.rows is None else s.rows(PromptView(first, after))
                 source = previous if s.attention == "previous" else self.attention(i, h, positions)
-                shown = source[:, n + rows][..., visual]
-                answer = s.select(StageView(shown, identity, total, images, h[:n], visual, s.count))
+                view = StageView(
+                    source[:, n + rows][..., visual], identity, total, len(sizes), h[:n], visual, s.count,
+                    tuple(sizes), n, keys[:, :n].transpose(0, 1).flatten(1),
+                    lambda x: rms(x, self.w["language_model.norm.weight"]),
+                )  # fmt: skip
+                answer = s.select(view)
                 places = visual[own_places(answer)]
                 tokens = h[places] if answer.tokens is None else answer.tokens
                 identity = torch.where(answer.kept < 0, answer.kept, identity[answer.kept.clamp(min=0)])
@@ -159,7 +167,7 @@ class QwenReference:
                 positions = torch.cat([positions[:, is_text], positions[:, places]], 1)[:, order]
                 visual = (order >= is_text.sum()).nonzero()[:, 0]
                 n -= total_dropped(is_text, len(tokens))
-            previous = self.attention(i, h, positions)
+            previous, keys = self.attention(i, h, positions), self.keys(i, h, positions)
             h = self.layer(i, h, previous)
         return F.linear(rms(h[-1], self.w["language_model.norm.weight"]), self.w["lm_head.weight"]), kept
 
@@ -201,7 +209,7 @@ class QwenReference:
             new = self.w["language_model.embed_tokens.weight"][torch.tensor(tokens, dtype=torch.long)]
             further = positions[:, -1:] + 1 + torch.arange(len(new))
             out, by_stage = self.forward(
-                torch.cat([prompt, new]), len(prompt), torch.cat([positions, further], 1), visual, len(grids),
+                torch.cat([prompt, new]), len(prompt), torch.cat([positions, further], 1), visual, n_of,
                 after, stages,
             )  # fmt: skip
             logits.append(out.clone())

@@ -15,7 +15,7 @@ from methods.errors import UserError
 GRID = (8, 8)
 SPECS = [
     "vanilla", "random", "uniform", "downsample", "visionzip", "holov", "holov:alpha=0", "prumerge",
-    "divprune", "vispruner",
+    "divprune", "vispruner", "dart",
     "prumerge_plus", "fastv", "fastv:k=1,schedule=average", "pdrop:schedule=kept", "pdrop:schedule=stock",
 ]  # fmt: skip
 

@@ -10,6 +10,7 @@ import torch
 
 from methods import registry
 from methods.base import ImageView, Pruner, StageView
+from methods.dart import DART
 from methods.errors import UserError
 from methods.holov import HoloV
 from methods.schedules import mean_over_layers
@@ -94,6 +95,10 @@ def vispruner(pruner: VisPruner, s: Shape, raters: int) -> int:
     return (s.N + 1) * s.d + ((s.N - important) ** 2 * s.d if diverse else 0)
 
 
+def dart(pruner: DART, s: Shape, raters: int) -> int:
+    return (pruner.image_pivots + pruner.text_pivots) * s.N * s.D
+
+
 #: multiply-accumulates of a method's own work, for (pruner, shape, number of rater words)
 CLAIMS: dict[str, Callable[[Pruner, Shape, int], int]] = {
     "vanilla": nothing,
@@ -109,6 +114,7 @@ CLAIMS: dict[str, Callable[[Pruner, Shape, int], int]] = {
     "holov": holov,
     "divprune": divprune,
     "vispruner": vispruner,
+    "dart": dart,
 }
 
 
@@ -147,10 +153,12 @@ def counts(spec: str, budget: int, layers: int, grid: tuple[int, int] = (24, 24)
     left, cuts = entering, []
     for stage in pruner.stages(total, layers) if pruner.acts else ():
         attention = torch.rand(2, 3 if stage.rows else 1, left, generator=generator)
-        hidden = torch.randn(left, 8, generator=generator)
+        hidden = torch.randn(left + 12, 8, generator=generator)  # 5 text tokens before, 7 behind
+        columns = torch.arange(5, 5 + left)
         sample = StageView(
-            attention, torch.arange(left), entering, 1, hidden, torch.arange(left), stage.count
-        )
+            attention, torch.arange(left), entering, 1, hidden, columns, stage.count, (entering,),
+            len(hidden), hidden, lambda x: x,
+        )  # fmt: skip
         left = len(stage.select(sample).kept)
         cuts.append((stage.layer, left))
     return Counts(entering, tuple(cuts), layers)

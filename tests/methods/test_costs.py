@@ -26,7 +26,7 @@ REAL = [name for name in CLAIMS if name not in ("vanilla", "random", "uniform", 
 VARIANTS = [
     "fastv:k=3", "visionzip:contextual=0", "pdrop:schedule=stock", "pdrop:schedule=kept",
     "sparsevlm:schedule=average", "holov:crops=5", "holov:alpha=0",
-    "divprune:order=picked", "vispruner:important_ratio=1.0",
+    "divprune:order=picked", "vispruner:important_ratio=1.0", "dart:schedule=fit",
 ]  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_every_own_method_has_a_claim():
     """A method with a checkpoint of its own is tested where it lives."""
     own = {name for name, cls in registry.available().items() if cls.__module__.startswith("methods.")}
     assert set(CLAIMS) <= own
-    assert len(REAL) == 9 and {v.partition(":")[0] for v in VARIANTS} <= set(REAL)
+    assert len(REAL) == 10 and {v.partition(":")[0] for v in VARIANTS} <= set(REAL)
 
 
 @pytest.mark.parametrize("spec", [*CLAIMS, *VARIANTS])

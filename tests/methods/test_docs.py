@@ -16,7 +16,7 @@ SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 TITLES = {
     "fastv": "FastV", "visionzip": "VisionZip", "prumerge": "PruMerge", "prumerge_plus": "PruMerge+",
     "sparsevlm": "SparseVLM", "pdrop": "PDrop", "holov": "HoloV",
-    "divprune": "DivPrune", "vispruner": "VisPruner",
+    "divprune": "DivPrune", "vispruner": "VisPruner", "dart": "DART",
 }  # fmt: skip
 SCHEDULES = re.findall(r"^\| `([^`]+)` \| (\d+) \| \d.+$", PAGE, re.M)
 COSTS = re.findall(r"^\| `([^`]+)` \| [^|\d`].+? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.M)
@@ -66,7 +66,7 @@ LIMITS = [
 
 
 def test_limits_are_stated():
-    assert len(LIMITS) == 6
+    assert len(LIMITS) == 8
 
 
 @pytest.mark.parametrize("name, smallest, layers", LIMITS)
