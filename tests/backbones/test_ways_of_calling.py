@@ -12,7 +12,7 @@ from methods import registry
 from methods.errors import UserError
 
 #: before the language model, inside it by the previous layer's rows, by its own, by many rows
-METHODS = ["uniform", "fastv", "pdrop:schedule=kept", "sparsevlm"]
+METHODS = ["uniform", "fastv", "pdrop:schedule=kept", "sparsevlm", "dart", "divprune"]
 BUDGET = 6
 FAMILIES = ["llava", "qwen2_5_vl"]
 every = pytest.mark.parametrize("spec", METHODS)
