@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import types
-from typing import Literal, Union, get_args, get_origin
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from methods.errors import UserError
+
+#: whole numbers beyond this do not fit where torch wants them
+LARGEST = 2**63 - 1
+_RULES = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+}
 
 
 def parse(text: str) -> dict[str, object]:
@@ -34,33 +44,15 @@ def _value(text: str) -> object:
 
 
 def problem_with(value: object, hint: object) -> str | None:
-    """Why `value` does not fit the annotation `hint` (class, Literal, union of these); None if it does."""
-    return None if _fits(value, hint) else f"is {value!r}; it takes {_words(hint)}"
-
-
-def _fits(value: object, hint: object) -> bool:
-    origin = get_origin(hint)
-    if origin is Literal:
-        return any(value == option and type(value) is type(option) for option in get_args(hint))
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, h) for h in get_args(hint))
-    if hint is None or hint is type(None):
-        return value is None
-    if not isinstance(hint, type):
-        return True  # an annotation we have no rule for is the method's own business
-    if isinstance(value, bool):
-        return hint is bool
-    if hint is float:
-        return isinstance(value, int | float)
-    return isinstance(value, hint)
-
-
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
-def _words(hint: object) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_words(h) for h in get_args(hint) if h is not type(None))
-    return _NAMES.get(hint, str(hint))
+    """Why `value` does not fit the annotation `hint`; None if it does. Nothing is converted, but a whole
+    number passes where any number will do; numbers are finite."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"is {value}; whole numbers go up to {LARGEST}"
+    try:
+        TypeAdapter(hint, config=_RULES).validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = [e["msg"].removeprefix("Input should be ") for e in error.errors()]
+        return f"is {value!r}; it takes {' or '.join(_WORDS.get(w, w) for w in wanted)}"
+    except PydanticSchemaGenerationError:  # an annotation without a rule is the method's own business
+        return None
+    return None

@@ -164,7 +164,9 @@ def _json(path: Path) -> dict:
         body = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
-    return body if isinstance(body, dict) else {}
+    if not isinstance(body, dict):
+        raise UserError(f"{path} is no JSON object, so no checkpoint's; restore it")
+    return body
 
 
 def _at(revision: str | None) -> str:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness.run import preflight
 from harness.run.config import RunConfig
 from harness.run.runner import check_writable
 from harness.run.session import Session
@@ -19,6 +20,7 @@ from harness.store import records
 
 def run(config: RunConfig, report: Path) -> int:
     """Measure, write `report` and print it. Exit code 1 if a cell failed or an answer differs."""
+    preflight.check(config)
     check_writable(report.parent)
     session = Session(config)
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,6 +3,7 @@ before the arguments are read."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import typer
@@ -22,6 +23,7 @@ def tools(version: run.Version = False) -> None:
     pass
 
 
+@functools.cache
 def parser():
     """All commands; their parsers by name in `.commands`."""
     return typer.main.get_command(app)

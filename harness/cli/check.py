@@ -9,11 +9,12 @@ import typer
 
 from harness.cli.command import command
 from harness.cli.options import as_path, flag, option
+from methods.errors import UserError
 
 CHECK = """\
 examples:
-  python -m harness check                                  everything that is committed in results/
-  python -m harness check results/runs/pocket-llava        a run of your own against the committed baseline
+  python -m harness check                             everything that is committed in results/
+  python -m harness check results/runs/pocket-llava   a run of yours against the committed baseline
   python -m harness check RUN --baseline OTHER_RUN --all
 
 Exit code: 0 all agrees, 1 a check failed, 2 bad input.
@@ -46,6 +47,9 @@ def check(
     Does what was printed follow from what was printed, do the files of a run agree with each other, and
     is a run as good as the committed baseline and as what was published for its backbone?
     """
+    for folder in [*(folders or []), *([baseline] if baseline else [])]:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder of a run; name one that run_all.py has written")
     from harness import check
 
     return check.run(folders or [], baseline, github, everything)
@@ -56,6 +60,8 @@ def parity(
     golden: Annotated[Path, option("--golden", "folder with the recordings", "DIR", as_path)],
 ) -> int:
     """Check the methods against recordings of the authors' code."""
+    if not golden.is_dir():
+        raise UserError(f"--golden {golden}: there is no such folder")
     from harness.parity import compare
 
     return compare.main(golden)

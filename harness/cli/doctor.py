@@ -13,7 +13,7 @@ EXAMPLES = """\
 examples:
   python -m harness doctor --backbone llava-1.5-7b --tasks paper --budget 192 128 64
   python -m harness doctor --backbone qwen2.5-vl-7b --tasks paper --data /data/mirror --price 2.5
-  python -m harness doctor --backbone llava-1.5-7b --tasks paper --online     can the hub be reached?
+  python -m harness doctor --backbone llava-1.5-7b --tasks paper --online    can the hub be reached?
 
 without a GPU or a download, on a tiny random model and drawn data:
   python -m backbones.random_checkpoint llava-1.5 /tmp/tiny
@@ -41,10 +41,11 @@ def doctor(
 
     Takes the options of run and checks memory, disk, the checkpoint, every data set's columns and first
     rows, the processor's places for an image, and, on the loaded model, that keeping all tokens gives
-    the unpruned model's answer. Prints what is missing with the command that gets it, and an estimate of
-    the time. Looks at this machine only, unless you say --online or --download.
+    the unpruned model's answer. Prints what is missing with the command that gets it, and an estimate
+    of the time. Looks at this machine only, unless you say --online or --download.
     """
     from harness.doctor.examination import Examination
+    from harness.run import preflight
     from harness.tasks.quiet import prepare_environment
 
     prepare_environment(offline=not (online or options.download))
@@ -57,4 +58,5 @@ def doctor(
             print("the other checks need the checkpoint first")
             return 1
         raise
+    preflight.check(config, data=False)
     return examination.run(config, checkpoint)

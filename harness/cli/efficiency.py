@@ -33,7 +33,7 @@ from methods.errors import UserError
 
 FLOPS = """\
 examples:
-  python -m harness flops                                         llava-1.5-7b at 192, 128 and 64 tokens
+  python -m harness flops                                     llava-1.5-7b at 192, 128 and 64 tokens
   python -m harness flops --backbone qwen2.5-vl-7b --budget 0.333 0.111 --image-size 672
   python -m harness flops --backbone CHECKPOINT_FOLDER/config.json --methods fastv:k=3,visionzip
 

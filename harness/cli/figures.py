@@ -23,7 +23,7 @@ from methods.errors import UserError
 
 OVERLAY = """\
 examples:
-  python -m harness overlay                                  two drawn scenes, three methods at 64 tokens
+  python -m harness overlay                            two drawn scenes, three methods at 64 tokens
   python -m harness overlay --images dog.jpg cat.jpg --question "What is on the grass?" \\
       --backbone llava-1.5-7b --methods fastv,visionzip --budget 64 --device cuda
 """

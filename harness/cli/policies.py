@@ -29,6 +29,7 @@ from harness.cli.options import (
     real,
     whole,
 )
+from methods.errors import UserError
 from methods.stepprune.training.options import (
     AblationOptions,
     Aggregation,
@@ -43,7 +44,7 @@ LOCAL = Path("results/runs/stepprune")
 TRAIN = """\
 examples:
   python -m harness train stepprune --backbone pocket-llava --target-tokens 64
-  python -m harness train stepprune --target-tokens 64 --slots 288 --max-steps 160    faster; as shipped
+  python -m harness train stepprune --target-tokens 64 --slots 288 --max-steps 160   as shipped
   python -m harness train stepprune --length-weight 0.02    the paper's way: lambda decides the mean
   python -m harness train stepprune --target-tokens 64 --resume    go on with a run that was stopped
   python -m harness train stepprune --backbone llava-1.5-7b --target-tokens 64 --precision bf16 \\
@@ -54,13 +55,15 @@ then: python run_all.py --methods stepprune:checkpoint=FILE,random --budget 64
 """
 ABLATE = """\
 examples:
-  python -m harness ablate stepprune                                    Table 4
-  python -m harness ablate stepprune --rows paper open --seeds 3        and what the paper leaves open
-  python -m harness ablate stepprune --steps 40 --batch-size 16 --slots 192 --max-steps 128 --warmup 16
+  python -m harness ablate stepprune                                Table 4
+  python -m harness ablate stepprune --rows paper open --seeds 3    and what the paper leaves open
+  python -m harness ablate stepprune --steps 40 --batch-size 16 --slots 192 --max-steps 128 \\
+      --warmup 16
 """
 CALIBRATE = """\
 example:
-  python -m harness calibrate stepprune --checkpoint results/runs/stepprune/k64.safetensors --tokens 48 96
+  python -m harness calibrate stepprune \\
+      --checkpoint results/runs/stepprune/k64.safetensors --tokens 48 96
 """
 BENCH = """\
 examples:
@@ -220,10 +223,23 @@ def train(
     between training and inference. Give --target-tokens or --length-weight.
     """
     settings = options.train_options(out=out, resume=resume, stop_at=stop_at)
+    _check_files(settings)
     from methods.stepprune.training.train import train
 
     train(_destined(settings))
     return 0
+
+
+def _check_files(settings: TrainOptions) -> None:
+    """Raises UserError for a backbone, data or checkpoint that is not there, before anything is loaded."""
+    from backbones.hub.find import find
+
+    for name, path in (("--data", settings.data), ("--start-from", settings.start_from)):
+        if path is not None and not path.is_file():
+            raise UserError(f"{name} {path}: there is no such file")
+    if settings.images is not None and not settings.images.is_dir():
+        raise UserError(f"--images {settings.images}: there is no such folder")
+    find(settings.backbone)
 
 
 def _destined(settings: TrainOptions) -> TrainOptions:
@@ -269,6 +285,7 @@ def ablate(
     if options.target_tokens is None and options.length_weight is None:
         changes["target_tokens"] = AblationOptions.target_tokens
     settings = options.train_options(**changes)
+    _check_files(settings)
     from methods.stepprune.training import ablate
 
     return ablate.main(AblationOptions(folder, tuple(dict.fromkeys(rows)), seeds), settings)
@@ -286,8 +303,11 @@ def calibrate(
     device: Device = CalibrateOptions.device,
 ) -> int:
     """Calibrate a checkpoint to further mean token counts."""
+    from backbones.hub.find import find
     from harness.run.device import resolve
     from methods.stepprune.training import calibrate
+
+    find(backbone)
 
     return calibrate.run(CalibrateOptions(checkpoint, tuple(tokens), backbone, images, resolve(device)))
 

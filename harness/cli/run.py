@@ -17,11 +17,11 @@ from methods.errors import UserError
 
 EXAMPLES = """\
 examples:
-  python run_all.py --budget 64                       every method, keeping 64 of 576 visual tokens
-  python run_all.py --budget 192 128 64               three budgets, one leaderboard with three blocks
-  python run_all.py --budget 64 --methods fastv:k=3   one method (and vanilla, which ratios refer to)
+  python run_all.py --budget 64                     every method, keeping 64 of 576 visual tokens
+  python run_all.py --budget 192 128 64             three budgets, one leaderboard with three blocks
+  python run_all.py --budget 64 --methods fastv:k=3 one method (and vanilla, which ratios refer to)
   python run_all.py --budget 64 --tasks pope,gqa --limit 20      a quick look
-  python run_all.py --list                            what there is to choose from
+  python run_all.py --list                          what there is to choose from
 
 the paper's tables (a GPU; weights and data from the Hugging Face cache, a mirror --data DIR, or
 --download):

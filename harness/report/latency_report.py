@@ -19,7 +19,7 @@ from harness.costs import cuda_graphs, energy, latency, random_weights
 from harness.costs.roofline import Roofline, devices
 from harness.costs.shape_counter import TEXT_TOKENS
 from harness.report import latency_table
-from harness.run import measure_costs
+from harness.run import measure_costs, preflight
 from harness.run.config import Budget, Method, RunConfig, method_at
 from harness.run.runner import check_writable
 from harness.run.session import Session
@@ -67,7 +67,11 @@ def run(request: Request) -> int:
     """Measure, write record and table, print the table. Returns 1 if a method failed or was left out."""
     if request.text_tokens is not None and request.weights == "checkpoint":
         raise UserError("--text-tokens: a checkpoint is asked real questions; use it with --random-weights")
+    preflight.check_methods(request.methods, request.budgets)
+    if request.weights == "checkpoint":
+        preflight.check(_known_checkpoint(request).config)
     path = request.out or FOLDER / f"{_default_name(request)}.json"
+    preflight.check_place(path.parent)
     check_writable(path.parent)
     record = _estimate_only(request) if request.weights == "none" else _measured(request)
     table = latency_table.render(record)

@@ -53,13 +53,20 @@ def run(
 ) -> int:
     """Draw one row an image (by default a sparse and a dense scene of Pocket-8), one column a method."""
     import backbones
+    from backbones.hub.find import find
+    from harness.run import preflight
     from methods import registry
 
     if images and question is None:
         raise UserError("--images needs --question, what is asked about them")
+    preflight.check_place(out.parent)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file, such as {out / 'overlay.png'}")
+    preflight.check_methods(methods, [budget])
+    pictures = [_from_file(path, question or "") for path in images]
+    find(backbone_name)
     pruners = [registry.build(spec, budget=budget) for spec in methods]
     backbone = backbones.load(backbone_name, device=device)
-    pictures = [_from_file(path, question or "") for path in images]
     pictures = pictures or scenes(question, backbone.family.any_size)
     rows = [[look(backbone, pruner, picture) for pruner in pruners] for picture in pictures]
     draw(pictures, methods, rows, [grid_of(backbone, p) for p in pictures], out)

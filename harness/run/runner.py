@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.run import processes, reuse
+from harness.run import preflight, processes, reuse
 from harness.run.config import Cell, Method, RunConfig
 from harness.run.local import LocalEngine
 from harness.run.lock import Place, only_run
@@ -62,6 +62,7 @@ def run(config: RunConfig, say: Callable[[str], None] = LOG.info) -> int:
     with processes.joined() as team, contextlib.ExitStack() as held:
         if not team.first:
             say = _nothing
+        team.agreed(lambda: preflight.check(config))
         team.agreed(lambda: _claim(config.out, held), by_first=True)
         engine = team.agreed(lambda: _start(config, team, held))
         for line in engine.session.left_out:

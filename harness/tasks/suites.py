@@ -75,6 +75,9 @@ def parse_tasks(text: str) -> list[Benchmark]:
     names = [n.strip() for n in text.split(",") if n.strip()]
     if names == ["all"]:
         names = list(EIGHT)
+    if alone := next((n for n in ("all", "paper") if n in names), None):
+        how = "paper:LIST, or " if alone == "paper" else ""
+        raise UserError(f"--tasks {text}: {alone} stands alone; give {how}the tasks by name, without it")
     unknown = [n for n in names if n not in BENCHMARKS]
     if unknown or not names:
         what = ", ".join(unknown) or "(none given)"

@@ -48,6 +48,11 @@ class StepPrune(Pruner):
     #: what the policy at hand was prepared for
     _ready: ClassVar[tuple | None] = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.checkpoint is not None:  # named by a person: refused before a model is loaded
+            checkpoints.read(Path(self.checkpoint))
+
     def resources(self, model: torch.nn.Module) -> dict[str, object]:
         if not self.acts:
             return {}

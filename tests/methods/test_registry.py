@@ -54,7 +54,7 @@ def test_specs():
         ("vanilla:k=3", "it takes: none"),
         ("fastv:k=two", "k is 'two'; it takes a whole number"),
         ("fastv:k=2.5", "whole number"),
-        ("fastv:schedule=mean", "schedule is 'mean'; it takes kept or average"),
+        ("fastv:schedule=mean", "schedule is 'mean'; it takes 'kept' or 'average'"),
         ("fastv:k", "'k': write key=value"),
         ("fastv:k=1,k=2", "twice"),
     ],
