@@ -49,7 +49,7 @@ def check(
     """
     for folder in [*(folders or []), *([baseline] if baseline else [])]:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder of a run; name one that run_all.py has written")
+            raise UserError(f"{folder} is no run folder; name one that run_all.py has written")
     from harness import check
 
     return check.run(folders or [], baseline, github, everything)

@@ -58,5 +58,8 @@ def doctor(
             print("the other checks need the checkpoint first")
             return 1
         raise
-    preflight.check(config, data=False)
+    preflight.check_place(config.out)
+    preflight.check_methods(config.methods, config.budgets, config.seed)
+    if checkpoint is not None:
+        preflight.check_budgets(config)
     return examination.run(config, checkpoint)

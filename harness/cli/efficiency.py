@@ -189,8 +189,8 @@ def latency(options: LatencyOptions) -> int:
 SERVE = """\
 examples:
   python -m harness serve-bench --url http://127.0.0.1:8000/v1
-  python -m harness serve-bench --url http://127.0.0.1:8000/v1 http://127.0.0.1:8001/v1 --concurrency 1 8 32
-                                               one server without pruning and one with: ratios to the first
+  python -m harness serve-bench --url http://127.0.0.1:8000/v1 http://127.0.0.1:8001/v1 \\
+      --concurrency 1 8 32             one server without pruning and one with: ratios to the first
 
 Exit code: 0 all well, 1 a request failed, 2 bad input.
 """
@@ -204,7 +204,9 @@ def serve_bench(
             "--url", "base URL of an OpenAI-compatible server with images, one or several", "URL...", as_text
         ),
     ],
-    model: Annotated[str, option("--model", "name that the server knows (default: its first)", "NAME")] = "",
+    model: Annotated[
+        str | None, option("--model", "name that the server knows (default: its first)", "NAME", as_text)
+    ] = None,
     concurrency: Annotated[
         list[int], count("--concurrency", "requests in flight, one or several", metavar="N...", most=1024)
     ] = ServeOptions.concurrency,
@@ -228,16 +230,16 @@ def serve_bench(
 ) -> int:
     """Time to first token, latency and throughput of a running server, by concurrency.
 
-    Sends questions about images to servers that are running already, at each concurrency so many at once, and
-    reads the answers as they stream. The only command that opens connections without --download: to the
-    addresses that you name.
+    Sends questions about images to servers that are running already, at each concurrency so many at
+    once, and reads the answers as they stream. The only command that opens connections without
+    --download: to the addresses that you name.
     """
     from harness.bench import serve
 
     return serve.run(
         ServeOptions(
             tuple(dict.fromkeys(url)),
-            model,
+            model or ServeOptions.model,
             tuple(dict.fromkeys(concurrency)),
             requests,
             max_tokens,

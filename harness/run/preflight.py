@@ -13,26 +13,31 @@ from harness.run.config import RunConfig, method_at
 from methods.errors import UserError
 
 
-def check(config: RunConfig, data: bool = True) -> None:
-    """Methods, budgets, the place for results and (`data`) data files. Raises UserError for what is wrong.
+def check(config: RunConfig) -> None:
+    """Methods, budgets, data files and the place for results. Raises UserError for what is wrong.
 
     Whatever needs the weights is asked again, and the rest with it, when the run's session is made.
     """
-    from methods import registry
-
     check_place(config.out)
     check_methods(config.methods, config.budgets, config.seed)
+    check_budgets(config)
+    if config.data is not None or not config.suite.synthetic:
+        from harness.tasks.sources import locate
+
+        for benchmark in () if config.load.download else config.benchmarks:
+            locate(config.suite, benchmark, config.data)
+
+
+def check_budgets(config: RunConfig) -> None:
+    """Raises UserError for a budget that the checkpoint's images, or none of the methods, can have."""
+    from methods import registry
+
     tokens, layers = sizes(config)
     for budget in config.budgets if tokens else ():
         registry.build("vanilla", budget).check_budget(tokens)
         refused = [_refusal(spec, budget, tokens, layers) for spec in _named(config.methods)]
         if refused and all(refused):
             raise refused[0]
-    if data and (config.data is not None or not config.suite.synthetic):
-        from harness.tasks.sources import locate
-
-        for benchmark in () if config.load.download else config.benchmarks:
-            locate(config.suite, benchmark, config.data)
 
 
 def check_methods(specs: Sequence[str], budgets: Sequence[int | float], seed: int = 0) -> None:

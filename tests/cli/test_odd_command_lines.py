@@ -25,6 +25,7 @@ COMMANDS = {
     "ablate": ["stepprune"],
     "calibrate": ["stepprune", "--checkpoint", "k64", "--tokens", "48"],
     "bench-policy": ["stepprune"],
+    "serve-bench": ["--url", "http://127.0.0.1:1/v1"],
 }
 #: by the parser of an option's values: what it must refuse
 WRONG = {
@@ -158,6 +159,13 @@ MEANING = {
         "--budget 64 32",
     ],
     "adaptive": ["--method nosuch", "extra"],
+    "serve-bench": [
+        "--url ftp://here",
+        "--url localhost:8000",
+        "--concurrency 0",
+        "--concurrency 1 x",
+        "extra",
+    ],
     "train": [
         "--length-weight 0.1",
         "--batch-size 30",
@@ -233,10 +241,12 @@ def nothing_happens(monkeypatch, tmp_path):
     monkeypatch.setattr("backbones.hub.load.load", forbid("loaded a model"))
     monkeypatch.setattr("harness.costs.random_weights.build", forbid("built a model"))
     monkeypatch.setattr("harness.pocket.data.ensure", forbid("drew Pocket-8"))
-    monkeypatch.setattr("harness.run.runner.check_writable", forbid("made a folder"))
+    for module in ("report.latency_report", "bench.sweep", "run.runner"):  # importers first
+        monkeypatch.setattr(f"harness.{module}.check_writable", forbid("made a folder"))
     monkeypatch.setattr("harness.run.runner.only_run", forbid("locked a folder"))
     monkeypatch.setattr("methods.stepprune.training.train.train", forbid("trained"))
     monkeypatch.setattr("harness.check.run", forbid("checked"))
+    monkeypatch.setattr("harness.bench.serve.measure", forbid("asked a server"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
 
@@ -245,7 +255,7 @@ def test_every_odd_command_line_is_one_line(nothing_happens, tmp_path, capsys, n
     listed = tmp_path / "config.json"
     listed.write_text(json.dumps([1, 2]))
     every = lines()
-    assert len(every) > 2000
+    assert len(every) > 2000 and COMMANDS.keys() == app.parser().commands.keys()
     wrong = []
     for line in every:
         arguments = [a.format(long="x" * 300, listed=listed) if a.startswith("{") else a for a in line]
