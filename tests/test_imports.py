@@ -8,6 +8,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_no_import_runs_backwards(capsys, monkeypatch):
-    monkeypatch.setattr("logging.config.dictConfig", lambda settings: None)  # it would disable all our loggers
+    monkeypatch.setattr("logging.config.dictConfig", lambda settings: None)  # it disables all loggers
     status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, show_timings=False)
     assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import get_type_hints
 
@@ -46,7 +47,8 @@ class Command(TyperCommand):
         return super().parse_args(ctx, list(repeated(args, several)))
 
     def format_help_text(self, ctx, formatter) -> None:
-        formatter.write("\n" + (self.help or "") + "\n")
+        paragraphs = (" ".join(p.split()) for p in (self.help or "").split("\n\n"))
+        formatter.write("\n" + "\n\n".join(textwrap.fill(p, WIDTH) for p in paragraphs) + "\n")
 
     def format_options(self, ctx, formatter) -> None:
         groups: dict[str, list] = {}
