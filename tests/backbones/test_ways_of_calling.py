@@ -22,7 +22,7 @@ both = pytest.mark.parametrize("family", FAMILIES)
 @pytest.fixture(scope="module")
 def asked(backbone, qwen):
     image = Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    return {b.family: (b, b.inputs([image], ["What is it?"])) for b in (backbone, qwen)}
+    return {b.model.config.model_type: (b, b.inputs([image], ["What is it?"])) for b in (backbone, qwen)}
 
 
 def generated(model, inputs, pruner, **options):
