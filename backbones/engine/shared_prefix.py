@@ -66,9 +66,36 @@ def can_share(model: nn.Module, pruner: Pruner) -> bool:
     return plain and pruner.independent_of_text
 
 
-def split(input_ids: Tensor, image_token_id: int) -> int:
-    """Length of the prefix of one prompt [n]: up to its last image token."""
-    return int((input_ids == image_token_id).nonzero()[-1]) + 1
+def split(
+    inputs: Mapping[str, Tensor], rows: Sequence[int], image_token_id: int
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Full prompts into what is shared and what is not.
+
+    Args:
+        inputs: of the model, left-padded [B, n], one image per prompt.
+        rows: of the prompts whose prefixes are wanted, one for each distinct image.
+        image_token_id: of the places of visual tokens.
+
+    Returns:
+        Inputs of the prefixes, left-padded [m, n'], each ending with its image's last token; and for each of
+        the B prompts the token ids behind its image, int64 [n_i].
+    """
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    ends = [int(own.nonzero()[-1]) + 1 for own in ids == image_token_id]
+    texts = [own[end:] for own, end in zip(ids, ends)]
+    starts = [int(own.int().argmax()) for own in valid]
+    width = max(ends[r] - starts[r] for r in rows)
+    prefix = {}
+    for name, value in inputs.items():
+        if value.shape == ids.shape:
+            own = [value[r, starts[r] : ends[r]] for r in rows]
+            prefix[name] = torch.stack([torch.nn.functional.pad(x, (width - len(x), 0)) for x in own])
+        elif len(value) == len(ids):
+            prefix[name] = value[list(rows)]
+        else:  # patches of all images one after the other
+            parts = value.split(inputs["image_grid_thw"].prod(1).tolist())
+            prefix[name] = torch.cat([parts[r] for r in rows])
+    return prefix, texts
 
 
 def read(model: nn.Module, pruner: Pruner, inputs: Mapping[str, Tensor]) -> Prefix:

@@ -11,6 +11,8 @@ from harness.store.journal import Answer
 
 # Keys that tasks put among the generation settings and generate() does not take.
 _NOT_FOR_GENERATE = ("until", "image_aspect_ratio", "image_sizes", "modalities")
+# Settings of generate() under which the answer is the plain greedy one.
+_GREEDY = {"do_sample", "temperature", "top_p", "top_k", "num_beams", "max_new_tokens"}
 # TextVQA sets no limit of its own; this is what lmms-eval's HF adapters use then.
 _DEFAULT_NEW_TOKENS = 1024
 
@@ -101,10 +103,8 @@ def answer(
 
     settings = questions[0].generation
     tokenizer = backbone.processor.tokenizer
-    with torch.inference_mode(), pruner(backbone.model) as trace:
-        ids = backbone.model.generate(**inputs, **generate_arguments(settings))
-        visual = trace.visual_tokens.tolist()
-    new = ids[:, inputs["input_ids"].shape[1] :]
+    with torch.inference_mode():
+        new, visual, kept = _generate(backbone.model, pruner, questions, inputs)
     lengths = inputs["attention_mask"].sum(1).tolist()
     image_places = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(1).tolist()
     until = settings.get("until") or []
@@ -122,16 +122,42 @@ def answer(
                 image_tokens=int(image_places[i]),
                 output_tokens=int((new[i] != tokenizer.pad_token_id).sum()),
                 visual_tokens=tuple(visual[i]),
-                kept=_kept(pruner, trace, i, len(questions)) if question.row in explored else None,
+                kept=_kept(pruner, kept, i) if question.row in explored else None,
             )
         )
     return answers
 
 
-def _kept(pruner, trace, sample: int, batch: int) -> tuple[int, ...] | None:
+def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str, object]):
+    """New token ids [B, n], visual tokens entering each layer by sample, and `Trace.kept`.
+
+    Questions on one image share what the language model holds of it where the method allows that.
+    """
+    from backbones.engine import shared_prefix
+
+    arguments = generate_arguments(questions[0].generation)
+    first: dict[str, int] = {}
+    for place, question in enumerate(questions):
+        first.setdefault(question.image, place)
+    greedy = not arguments["do_sample"] and arguments.get("num_beams", 1) == 1
+    shared = len(first) < len(questions) and greedy and arguments.keys() <= _GREEDY
+    if shared and shared_prefix.can_share(model, pruner):
+        rows = {image: number for number, image in enumerate(first)}
+        prefix, texts = shared_prefix.split(inputs, list(first.values()), model.config.image_token_id)
+        found = shared_prefix.read(model, pruner, prefix)
+        own = [rows[question.image] for question in questions]
+        visual, kept = found.visual_tokens.tolist(), found.kept
+        new = shared_prefix.generate(model, found, own, texts, arguments["max_new_tokens"])
+        return new, [visual[r] for r in own], [kept[r] for r in own]
+    with pruner(model) as trace:
+        ids = model.generate(**inputs, **arguments)
+        return ids[:, inputs["input_ids"].shape[1] :], trace.visual_tokens.tolist(), trace.kept
+
+
+def _kept(pruner, kept: Sequence, sample: int) -> tuple[int, ...] | None:
     """`Answer.kept` of a sample of the batch; None if the method left everything."""
-    if not trace.kept[sample]:
+    if not kept[sample]:
         return None
     orders = getattr(pruner, "orders", None)
-    chosen = orders[sample] if orders is not None and len(orders) == batch else trace.kept[sample][-1]
+    chosen = orders[sample] if orders is not None and len(orders) == len(kept) else kept[sample][-1]
     return tuple(chosen.tolist())

@@ -19,25 +19,6 @@ def pictures(sizes):
     ]
 
 
-def prefix_inputs(backbone, images, question="x"):
-    """Left-padded prefixes of one prompt for each image."""
-    inputs = backbone.inputs(images, [question] * len(images))
-    token = backbone.model.config.image_token_id
-    ends = {shared_prefix.split(ids, token) for ids in inputs["input_ids"]}
-    (end,) = ends  # equal words behind the image, so equal padding
-    shape = inputs["input_ids"].shape
-    return {k: v[:, :end] if v.shape == shape else v for k, v in inputs.items()}
-
-
-def suffixes(backbone, image, questions):
-    token = backbone.model.config.image_token_id
-    found = []
-    for question in questions:
-        ids = backbone.inputs([image], [question])["input_ids"][0]
-        found.append(ids[shared_prefix.split(ids, token) :])
-    return found
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["llava", "qwen"])
 def test_greedy_tokens_are_those_of_the_plain_way(method, family, backbone, qwen, request):
@@ -55,10 +36,12 @@ def test_greedy_tokens_are_those_of_the_plain_way(method, family, backbone, qwen
                 ids = own.model.generate(**inputs, max_new_tokens=6, do_sample=False)
                 visual.append(trace.visual_tokens[0].tolist())
             plain.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
-    prefix = shared_prefix.read(own.model, pruner(), prefix_inputs(own, images))
     rows = [i for i in range(len(images)) for _ in QUESTIONS]
+    batch = own.inputs([images[r] for r in rows], QUESTIONS * len(images))
+    firsts = [rows.index(i) for i in range(len(images))]
+    inputs, texts = shared_prefix.split(batch, firsts, own.model.config.image_token_id)
+    prefix = shared_prefix.read(own.model, pruner(), inputs)
     assert [prefix.visual_tokens[r].tolist() for r in rows] == visual
-    texts = [t for image in images for t in suffixes(own, image, QUESTIONS)]
     found = shared_prefix.generate(own.model, prefix, rows, texts, max_new_tokens=6)
     for ours, theirs in zip(found.tolist(), plain):
         assert ours[: len(theirs)] == theirs
