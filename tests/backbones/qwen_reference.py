@@ -220,6 +220,35 @@ class QwenReference:
         return torch.tensor(tokens), torch.stack(logits), by_stage
 
 
+class Qwen2VLReference(QwenReference):
+    """model: a Qwen2VLForConditionalGeneration, float32. Its tower: no windows, LayerNorm, two linear maps."""
+
+    def norm(self, name, x):
+        return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"], 1e-6)
+
+    def see(self, patches, grid):
+        v, (rows, columns) = self.vision, grid
+        token = torch.arange(rows * columns).repeat_interleave(4)
+        inner = torch.arange(4).repeat(rows * columns)
+        y, x = token // columns * 2 + inner // 2, token % columns * 2 + inner % 2
+        h = F.linear(patches, self.w["visual.patch_embed.proj.weight"].flatten(1))
+        width = v.embed_dim // v.num_heads
+        rate = 1.0 / 10000.0 ** (torch.arange(0, width // 2, 2) / (width // 2))
+        angle = torch.cat([y[:, None] * rate, x[:, None] * rate], -1).repeat(1, 2)
+        for i in range(v.depth):
+            block = f"visual.blocks.{i}"
+            qkv = self.linear(f"{block}.attn.qkv", self.norm(f"{block}.norm1", h))
+            q, k, value = qkv.view(len(h), 3, v.num_heads, width).permute(1, 2, 0, 3)
+            q, k = (t * angle.cos() + half_turned(t) * angle.sin() for t in (q, k))
+            attention = (q @ k.mT / width**0.5).softmax(-1)
+            h = h + self.linear(f"{block}.attn.proj", (attention @ value).transpose(0, 1).flatten(1))
+            z = self.linear(f"{block}.mlp.fc1", self.norm(f"{block}.norm2", h))
+            h = h + self.linear(f"{block}.mlp.fc2", z * torch.sigmoid(1.702 * z))
+        four = self.norm("visual.merger.ln_q", h).view(rows * columns, -1)
+        four = F.gelu(self.linear("visual.merger.mlp.0", four))
+        return self.linear("visual.merger.mlp.2", four), attention, k
+
+
 def own_places(answer):
     """Whose position each token takes: its own, a made one that of its number unless the method says."""
     if answer.places is not None:

@@ -78,9 +78,9 @@ def stepprune(tmp_path_factory):
     return {name: f"stepprune:checkpoint={folder / name}.safetensors" for name in ("few", "all")}
 
 
-def same_as_reference(model, batch, singles, pruner):
-    """Runs alone and together, checks both, gives the trace of the batch."""
-    reference = QwenReference(model)
+def same_as_reference(model, batch, singles, pruner, reference=QwenReference):
+    """Runs alone and together, checks both, gives the trace of the batch. reference: class of the model."""
+    reference = reference(model)
     together = generate(model, batch, pruner)
     for row, (one, grid) in enumerate(zip(singles, GRIDS)):
         pruner.prepare(model)
