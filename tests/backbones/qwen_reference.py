@@ -221,7 +221,7 @@ class QwenReference:
 
 
 class Qwen2VLReference(QwenReference):
-    """model: a Qwen2VLForConditionalGeneration, float32. Its tower: no windows, LayerNorm, two linear maps."""
+    """model: a Qwen2VLForConditionalGeneration. Its tower: no windows, LayerNorm, two linear maps."""
 
     def norm(self, name, x):
         return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"], 1e-6)
