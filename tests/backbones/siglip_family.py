@@ -75,7 +75,8 @@ class SiglipLlava(Family):
         n = (height // p) * (width // p)
         layer = with_sdpa(type(model.model.vision_tower.encoder.layers[0]), vision)
         hidden = torch.empty(1, n, d, device="meta")
-        return [Part(Traceable(layer), (hidden,), vision.num_hidden_layers)], n * vision.num_channels * p * p * d
+        parts = [Part(Traceable(layer), (hidden,), vision.num_hidden_layers)]
+        return parts, n * vision.num_channels * p * p * d
 
     def noise(self, vision, pixels, batch, generator):
         return {"pixel_values": torch.randn(batch, vision.num_channels, *pixels, generator=generator)}
@@ -130,7 +131,7 @@ def make_model(tokenizer):
         patch_size=16, vision_use_head=False,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=80, num_hidden_layers=5,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=80, num_hidden_layers=6,
         num_attention_heads=4, num_key_value_heads=2, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
