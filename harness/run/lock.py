@@ -22,12 +22,14 @@ def only_run(out: Path) -> Iterator[None]:
 
     lock = FileLock(out / ".lock")
     try:
-        with atomic.reported(out / ".lock"):
-            lock.acquire(blocking=False)
+        lock.acquire(blocking=False)
     except Timeout as error:
         raise UserError(
             f"another run is writing to {out}; wait until it is done, or choose another folder with --out"
         ) from error
+    except OSError as error:
+        with atomic.reported(out / ".lock"):
+            raise error
     try:
         yield
     finally:

@@ -1,9 +1,10 @@
-"""Kill short runs at random moments and start them again; driven by test_kill.py.
+"""Kill and interrupt short runs at random moments and start them again; driven by test_kill.py.
 
     kill_worker.py FOLDER KILLS SEED ARGUMENT...
 
 ARGUMENTs are run_all's, with {} for the name of the run in --out. FOLDER/reference gets an uninterrupted
 run; FOLDER/1, 2, ... runs that were killed until they finished. FOLDER/kills.jsonl says how each was killed.
+FOLDER/others.json: what came of runs that were interrupted, met on one folder, and had more budgets.
 Everything heavy is imported once; each life of a run is a forked child, so that a kill -9 is one.
 """
 
@@ -52,6 +53,49 @@ def in_a_write(folder: Path, dice: random.Random, duration: float) -> None:
     os.fsync = fsync
 
 
+def in_a_record(folder: Path, dice: random.Random, duration: float) -> None:
+    """Die when a part of a record, of a cell or of a measurement, has reached the disk."""
+    left, cut, real = dice.randint(1, 9), dice.randint(2, 400), os.fsync
+
+    def fsync(handle: int) -> None:
+        nonlocal left
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        left -= path.endswith(".tmp") and ("/cells/" in path or "/efficiency/" in path)
+        if left == 0:
+            os.ftruncate(handle, max(os.fstat(handle).st_size - cut, 0))
+            die(folder, "record", path)
+        real(handle)
+
+    os.fsync = fsync
+
+
+def in_a_measurement(folder: Path, dice: random.Random, duration: float) -> None:
+    """Die while latency is measured."""
+    from harness.costs import latency
+
+    left, real = dice.randint(1, 9), latency.measure_once
+
+    def measure_once(*arguments):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            die(folder, "latency", "measure_once")
+        return real(*arguments)
+
+    latency.measure_once = measure_once
+
+
+def interrupt(folder: Path, dice: random.Random, duration: float) -> None:
+    """Ctrl-C after a random part of a run's duration."""
+    moment = dice.uniform(0, 0.9 * duration)
+
+    def wait() -> None:
+        time.sleep(moment)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def before_a_rename(folder: Path, dice: random.Random, duration: float) -> None:
     """Die between writing a record and putting it in its place."""
     left, real = dice.randint(1, 3), os.replace
@@ -68,6 +112,17 @@ def before_a_rename(folder: Path, dice: random.Random, duration: float) -> None:
 
 def live(arguments: list[str], log: Path, harm=None) -> int:
     """One life of a run in a child; its exit code, negative for the signal that ended it."""
+    return end_of(start(arguments, log, harm))[0]
+
+
+def end_of(child: int) -> tuple[int, int]:
+    """Exit code and highest resident set (KiB) of a child, once it has ended."""
+    _, status, usage = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss
+
+
+def start(arguments: list[str], log: Path, harm=None) -> int:
+    """Begin one life of a run; the child's process id."""
     child = os.fork()
     if child == 0:
         code = 99
@@ -83,7 +138,7 @@ def live(arguments: list[str], log: Path, harm=None) -> int:
             code = app.run_all(arguments)
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 def named(arguments: list[str], run: str) -> list[str]:
@@ -111,7 +166,7 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     dice = random.Random(seed)
     done, run = 0, 1
     while True:
-        harms = (at_a_moment, in_a_write, before_a_rename)
+        harms = (at_a_moment, in_a_write, before_a_rename, in_a_record, in_a_measurement)
         choice = harms[done % len(harms)] if done < kills else None
         harm = choice and (lambda choice=choice: choice(folder, dice, duration))
         code = live(named(arguments, str(run)), log, harm)
@@ -121,8 +176,30 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
             continue
         assert code == 0, code
         if choice is None:
-            return
+            break
         run += 1
+    (folder / "others.json").write_text(json.dumps(others(folder, dice, duration, arguments)))
+
+
+def others(folder: Path, dice: random.Random, duration: float, arguments: list[str]) -> dict:
+    """Runs that are interrupted, meet on one folder, or have more budgets: exit codes, lines, KiB."""
+    interrupted = []
+    for number in range(2):
+        log = folder / f"interrupted{number}.txt"
+        code = live(named(arguments, "interrupted"), log, lambda: interrupt(folder, dice, duration))
+        interrupted.append([code, log.read_text()])
+        dice.random()
+    live(named(arguments, "interrupted"), folder / "log.txt")
+    logs = [folder / f"together{number}.txt" for number in range(2)]
+    children = [start(named(arguments, "together"), log) for log in logs]
+    together = [[end_of(child)[0], log.read_text()] for child, log in zip(children, logs)]
+    memory = {}
+    for budgets in (["16"], ["8", "16", "32"]):
+        place = arguments.index("--budget") + 1
+        words = named([*arguments[:place], *budgets, *arguments[place + 1 :]], f"budgets{len(budgets)}")
+        code, memory[len(budgets)] = end_of(start(words, folder / "log.txt"))
+        assert code == 0, code
+    return {"interrupted": interrupted, "together": together, "memory": memory}
 
 
 if __name__ == "__main__":

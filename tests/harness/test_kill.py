@@ -1,4 +1,5 @@
-"""kill -9 at random moments, twenty times: the same leaderboard, no answer lost or counted twice."""
+"""kill -9 at random moments, twenty times: the same leaderboard, no answer lost or counted twice. Ctrl-C, two
+runs on one folder, and the memory of a run of several budgets, by the same worker."""
 
 import json
 import subprocess
@@ -37,7 +38,7 @@ def finished(folder: Path) -> list[Path]:
 def test_it_was_killed_everywhere(folder):
     kills = [json.loads(line) for line in (folder / "kills.jsonl").read_text().splitlines()]
     assert len(kills) == KILLS
-    assert {k["how"] for k in kills} == {"moment", "write", "rename"}
+    assert {k["how"] for k in kills} == {"moment", "write", "rename", "record", "latency"}
     assert any(k["how"] == "write" and k["where"].endswith(".jsonl") for k in kills), "in a journal's write"
     assert any(k["how"] == "rename" and "/cells/" in k["where"] for k in kills), "in a record's write"
 
@@ -57,3 +58,30 @@ def test_nothing_unfinished_is_left_and_what_was_cut_is_named(folder):
     kills = [json.loads(line) for line in (folder / "kills.jsonl").read_text().splitlines()]
     cut = [k for k in kills if k["how"] == "write" and k["where"].endswith(".jsonl")]
     assert said.count("DAMAGED journal") >= len(cut)
+
+
+@pytest.fixture(scope="module")
+def others(folder) -> dict:
+    return json.loads((folder / "others.json").read_text())
+
+
+def test_an_interrupted_run_says_so_in_one_line_and_goes_on(folder, others):
+    codes = [code for code, _ in others["interrupted"]]
+    assert set(codes) <= {130, 0} and 130 in codes
+    for code, said in others["interrupted"]:
+        assert "Traceback" not in said and "KeyboardInterrupt" not in said
+        assert said.count("interrupted; the same command goes on from here") == (code == 130)
+    short_run.assert_same(folder / "interrupted", folder / "reference")
+
+
+def test_of_two_runs_on_one_folder_one_refuses(folder, others):
+    codes = sorted(code for code, _ in others["together"])
+    assert codes == [0, 2]
+    (refusal,) = [said for code, said in others["together"] if code == 2]
+    assert refusal.count("\n") == 1 and "another run is writing to" in refusal
+    short_run.assert_same(folder / "together", folder / "reference")
+
+
+def test_memory_does_not_grow_with_the_budgets(others):
+    one, three = others["memory"]["1"], others["memory"]["3"]
+    assert three < 1.2 * one, f"{three} KiB with three budgets, {one} with one"
