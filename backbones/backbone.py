@@ -16,6 +16,8 @@ from backbones import digests
 from backbones.engine.vision_cache import VisionCache, vision_cache
 from backbones.families import adapter_for
 from backbones.families.family import Family
+from backbones.images import upright
+from backbones.prompts import tokenised
 
 
 @dataclass
@@ -54,38 +56,41 @@ class Backbone:
         return len(self._adapter.layers)
 
     def inputs(self, images: Sequence, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Model inputs for one user turn each, an image (PIL) or a list of them ahead of a text: left-padded
-        [B, n], on its device.
+        """Model inputs for one user turn each: images ahead of a text.
 
-        Raises ValueError if there are not as many images (or lists) as prompts.
+        Args:
+            images: for each prompt an image (PIL, a file or its bytes) or a list of them, which may be empty.
+            prompts: what the user says. Text that spells a special token (`<image>`, `</s>`, `<|im_end|>`) is
+                text, and never becomes that token.
+
+        Returns:
+            Left-padded [B, n], on the model's device.
+
+        Raises:
+            ValueError: not as many images (or lists) as prompts.
+            BadImage: an image cannot be decoded.
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
         rows = [own if isinstance(own, list | tuple) else [own] for own in images]
-        texts = [
-            self.processor.apply_chat_template(
-                [
-                    {
-                        "role": "user",
-                        "content": [*[{"type": "image"}] * len(own), {"type": "text", "text": prompt}],
-                    }
-                ],
-                add_generation_prompt=True,
-            )
-            for own, prompt in zip(rows, prompts)
-        ]
-        batch = self.processor(
-            images=[image.convert("RGB") for own in rows for image in own] or None,
-            text=texts,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
+        rows = [[upright(image) for image in own] for own in rows]
+        batch = tokenised(self.processor, rows, prompts)
         device = self.model.device
         moved = {k: v.to(device) for k, v in batch.items()}
         if "pixel_values" in moved:
             moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
         return moved
+
+    def refuses(self, width: int, height: int) -> str:
+        """Why the processor takes no image of this size, in one line; empty if it does. Qwen2.5-VL takes none
+        with a ratio of the sides above 200."""
+        count = getattr(self.processor.image_processor, "get_number_of_image_patches", None)
+        try:
+            if count is not None:
+                count(height, width)
+        except ValueError as error:
+            return f"{width} x {height} pixels: {str(error).splitlines()[0]}"
+        return ""
 
     def describe(self) -> dict[str, object]:
         """What a record needs to tell this backbone from others; JSON-able, no paths."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.doctor.findings import MISSING, OK, Finding, from_error
+from harness.doctor.findings import MISSING, NOTE, OK, Finding, from_error
 from harness.tasks.benchmark import Benchmark
 from harness.tasks.schemas import column_problems, row_problems
 from harness.tasks.sources import Source, locate
 from methods.errors import UserError
 
+ASKED = "questions on them are left out and counted; get the files anew to ask them"
 #: rows looked at in each file
 FIRST = 3
 
@@ -34,9 +35,13 @@ def check(config, family) -> Iterator[Finding | Table]:
             source = locate(config.suite, benchmark, config.data, config.load.download, varied)
             problems = [p for role in source.files for p in _problems(benchmark, role, source)]
             documents = _rows(source)
+            bad = _bad_images(source)
         except UserError as error:
             yield from_error(what, error)
             continue
+        if bad:
+            named = "; ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            yield Finding(NOTE, what, f"{len(bad)} images cannot be shown to a model: {named}", ASKED)
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             yield Finding(
@@ -57,6 +62,29 @@ def _rows(source: Source) -> int:
     import pyarrow.parquet
 
     return sum(pyarrow.parquet.read_metadata(path).num_rows for path in source.files["rows"])
+
+
+def _bad_images(source: Source) -> list[str]:
+    """A line for each image that cannot be shown to a model: the first of each file by decoding them, all
+    others by their headers. Nothing where the files have no such column."""
+    import pyarrow.parquet
+
+    from backbones.images import header_problem, problem
+
+    found = []
+    for path in source.files.get("images", source.files["rows"]):
+        row = 0
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if "image" not in file.schema_arrow.names:
+                continue
+            for batch in file.iter_batches(batch_size=64, columns=["image"]):
+                for image in batch.column(0).to_pylist():
+                    image = image or {}
+                    content = image.get("bytes")
+                    if why := problem(content)[0] if row < FIRST else header_problem(content):
+                        found.append(f"{path.name} row {row}, {image.get('path') or 'no name'}: {why}")
+                    row += 1
+    return found
 
 
 def _problems(benchmark: Benchmark, role: str, source: Source) -> list[str]:

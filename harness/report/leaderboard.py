@@ -261,7 +261,8 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
     slices = ", ".join(f"{titles[t]} {n} of {total}" for t, (n, total) in sizes.items())
     head = (outcome.efficiency or done)[0]
     sessions = sorted({r["written"] for r in outcome.efficiency if r["status"] == "done"})
-    limited = any(n < total for n, total in sizes.values())
+    lost = {r["task"]: len(r["data"].get("unaskable", ())) for r in done}
+    limited = any(n + lost[task] < total for task, (n, total) in sizes.items())
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
     lines = [
         f"Backbone **{Path(config.backbone).name}**, {config.dtype}, on {head['device']['name']}; "
@@ -287,6 +288,12 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
             "(--keep-results; which files for which row: other_code in leaderboard.csv)."
         )
     lines += [f"Left out: {line}." for line in outcome.left_out]
+    if any(lost.values()):
+        counts = ", ".join(f"{titles[task]} {n}" for task, n in lost.items() if n)
+        lines.append(
+            f"Not asked, since their images cannot be shown to the model: {counts} (rows and reasons: "
+            "data.unaskable in the records). Scores are over the others."
+        )
     if config.blind:
         lines.insert(1, "**Blind**: every image was replaced by a grey one of its size (--blind).")
     if config.suite.synthetic:

@@ -181,9 +181,9 @@ def _wrapped(text: str) -> str:
 
 
 def _from_file(path: Path, question: str) -> Picture:
-    from PIL import Image, UnidentifiedImageError
+    from backbones.images import BadImage, upright
 
     try:
-        return Picture(Image.open(path).convert("RGB"), question)
-    except (OSError, UnidentifiedImageError) as error:
+        return Picture(upright(path), question)
+    except BadImage as error:
         raise UserError(f"cannot read the image {path}: {error}") from error

@@ -27,6 +27,10 @@ LOG = logging.getLogger(__name__)
 _AT_THE_END = ("leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png")
 
 
+#: questions that cannot be asked which are told one by one
+NAMED = 50
+
+
 class Engine(Protocol):
     """Where cells are computed. session: what the run's cells share."""
 
@@ -137,6 +141,10 @@ def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE
     config = session.config
     team.agreed(lambda: len(session.cells), by_first=True)  # draws Pocket-8 if need be
     cells = session.cells
+    for one in session.unaskable[:NAMED]:
+        say(f"NOT ASKED {one}")
+    if len(session.unaskable) > NAMED:
+        say(f"... and {len(session.unaskable) - NAMED} more questions that cannot be asked; see the records")
     found = reuse.Found()
 
     def prepare() -> list[str]:

@@ -131,6 +131,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
             "digest": documents.digest,
             "documents": len(documents),
             "documents_in_file": documents.total,
+            "unaskable": [[one.row, one.image, one.why] for one in documents.unaskable],
             "limit": config.limit_of(benchmark),
             "blind": config.blind,
             "upstream_yaml": benchmark.yaml,

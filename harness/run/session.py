@@ -37,7 +37,7 @@ class Session:
         logging.disable_progress_bar()
         self.config = config
         if not config.suite.synthetic:
-            self.sources  # noqa: B018  missing data shows before a large model is read
+            self.documents  # noqa: B018  missing data and bad images show before a large model is read
         self.backbone = self._load()
         self.described = self.backbone.describe()
         self.methods = self._methods()
@@ -127,10 +127,20 @@ class Session:
     @functools.cached_property
     def explored(self) -> list[tuple[str, int]]:
         """(task, row) of the questions that the page's explorer shows."""
+        self.unaskable  # noqa: B018  the documents are final from here on
         return sample({d.benchmark.name: d.numbers for d in self.documents}, self.config.explore)
 
     @functools.cached_property
+    def unaskable(self) -> list:
+        """Questions of the run's slices that cannot be asked (harness.tasks.lmms.Unaskable), left out of
+        `documents`; first read when the backbone is loaded."""
+        for documents in self.documents:
+            documents.leave_out_refused(self.backbone.refuses)
+        return [one for documents in self.documents for one in documents.unaskable]
+
+    @functools.cached_property
     def cells(self) -> list[Cell]:
+        self.unaskable  # noqa: B018  the documents are final from here on
         answering = identity.answer_code(str(self.described["family"]))
         scoring = {d.benchmark.name: identity.scoring_code(d.benchmark) for d in self.documents}
         return [
@@ -145,6 +155,7 @@ class Session:
         from harness.tasks import lmms
         from harness.tasks.quiet import silenced
 
+        self.unaskable  # noqa: B018
         task = lmms.build(documents)
         with silenced():
             task.build_all_requests()

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+from backbones import images
 from harness.tasks.benchmark import Benchmark
 from harness.tasks.quiet import import_lmms_eval, silenced
 from harness.tasks.schemas import column_problems
@@ -25,9 +29,26 @@ from methods.errors import UserError
 IN_MEMORY = 256 << 20
 
 
+@dataclass(frozen=True)
+class Unaskable:
+    """A question that cannot be asked.
+
+    task: the benchmark's name. row: its number in the file. image: the image's name there. why: the reason.
+    """
+
+    task: str
+    row: int
+    image: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.task} row {self.row}, image {self.image}: {self.why}"
+
+
 class Documents:
-    """The rows of one benchmark: a slice, the images' identities, and a digest of the files. Raises UserError
-    if a file is unreadable or lacks what the task reads.
+    """The rows of one benchmark: a slice, the images' identities, and a digest of the files. Questions on
+    images that cannot be decoded are left out, see `unaskable`. Raises UserError if a file is unreadable or
+    lacks what the task reads, or no question can be asked.
     """
 
     def __init__(self, benchmark: Benchmark, source: Source, limit: int | None = None):
@@ -48,9 +69,70 @@ class Documents:
         self.rows = whole.select(self.numbers)
         if benchmark.group_size:
             _check_groups(benchmark, source, self.groups)
+        #: questions of the slice that cannot be asked; the others are
+        self.unaskable: list[Unaskable] = []
+        self._check_images()
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def _check_images(self) -> None:
+        """Decode every distinct image of the slice, and leave out the questions on those that are none."""
+        stored = self._stored()
+        distinct = {image["bytes"]: None for image in stored if image and image["bytes"]}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside of Python's lock
+            found = dict(zip(distinct, pool.map(images.problem, distinct)))
+        found |= {None: images.problem(None), b"": images.problem(None)}
+        verdicts = [found[(image or {"bytes": None})["bytes"]] for image in stored]
+        #: upright (width, height) of each document's image
+        self._sizes = [size for _, size in verdicts]
+        self._leave_out([why for why, _ in verdicts])
+
+    def leave_out_refused(self, refuses: Callable[[int, int], str]) -> None:
+        """Leave out the questions on images of which `refuses` says, given their width and height, why they
+        cannot be asked (see `backbones.backbone.Backbone.refuses`)."""
+        known = {size: refuses(*size) for size in dict.fromkeys(self._sizes)}
+        self._leave_out([known[size] for size in self._sizes])
+
+    def _leave_out(self, reasons: Sequence[str]) -> None:
+        """Documents with a reason go, and those that are scored together with them. Raises UserError if none
+        is left."""
+        if not any(reasons):
+            return
+        names, because = self.image_names, {}
+        for group, number, name, why in zip(self.groups, self.numbers, names, reasons):
+            if why:
+                because.setdefault(group, Unaskable(self.benchmark.name, number, name, why))
+        for group, number, name, why in zip(self.groups, self.numbers, names, reasons):
+            if group in because:
+                first = because[group]
+                why = why or f"it is scored together with row {first.row}, which cannot be asked"
+                self.unaskable.append(Unaskable(self.benchmark.name, number, name, why))
+        stay = [i for i, group in enumerate(self.groups) if group not in because]
+        if not stay:
+            raise UserError(
+                f"{self.benchmark.name}: no question can be asked; {self.unaskable[0]} "
+                f"({_named(self.source.files['rows'])})"
+            )
+        self.numbers, self.groups, self._sizes = (
+            [own[i] for i in stay] for own in (self.numbers, self.groups, self._sizes)
+        )
+        self.rows = self.rows.select(stay)
+        self.__dict__.pop("image_ids", None)
+
+    @property
+    def decoded(self):
+        """`rows` with images as the models see them (`backbones.images.upright`)."""
+        if "image" not in self.rows.column_names:
+            return self.rows
+        import datasets
+
+        def decode(batch: dict) -> dict:
+            if "image" in batch:
+                batch["image"] = [images.upright(stored["bytes"]) for stored in batch["image"]]
+            return batch
+
+        return self.rows.cast_column("image", datasets.Image(decode=False)).with_transform(decode)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -64,22 +146,24 @@ class Documents:
         """
         if "images" in self.source.files:
             return [str(i) for i in self.rows["imageId"]]
-        stored = self._stored()
-        if lacking := [n for n, image in zip(self.numbers, stored) if not image or not image["bytes"]]:
-            raise UserError(f"{self.benchmark.name}: row {lacking[0]} has no image; the data set is damaged")
-        return [hashlib.sha256(image["bytes"]).hexdigest()[:16] for image in stored]
+        return [hashlib.sha256(image["bytes"]).hexdigest()[:16] for image in self._stored()]
 
     @property
     def image_names(self) -> list[str]:
         """The name each document's image has in the file (GQA: its imageId)."""
         if "images" in self.source.files:
             return self.image_ids
-        return [str(r["path"]) for r in self._stored()]
+        return [str((r or {}).get("path")) for r in self._stored()]
 
     def _stored(self) -> list[dict]:
-        """The images as they are stored: {"bytes", "path"}."""
+        """The images as they are stored: {"bytes", "path"}; bytes None where there is none."""
         import datasets
 
+        if "images" in self.source.files:
+            table = _images(tuple(self.source.files["images"]))
+            wanted = self.rows["imageId"]
+            known = {i: table[i] for i in dict.fromkeys(wanted)}
+            return [{"bytes": known[i], "path": str(i)} for i in wanted]
         return self.rows.cast_column("image", datasets.Image(decode=False))["image"]
 
 
@@ -150,7 +234,7 @@ def build(documents: Documents):
 
         def download(self, dataset_kwargs=None):
             split = self.config.test_split
-            self.dataset = datasets.DatasetDict({split: documents.rows})
+            self.dataset = datasets.DatasetDict({split: documents.decoded})
             light = documents.rows.remove_columns([c for c in documents.rows.column_names if c == "image"])
             self.dataset_no_image = datasets.DatasetDict({split: light})
 
@@ -168,18 +252,29 @@ def build(documents: Documents):
         return LocalTask(config=config, model_name="harness")
 
 
+@functools.lru_cache(maxsize=2)
+def _images(paths: tuple[Path, ...]) -> ImageTable:
+    return ImageTable(paths)
+
+
+class ImageTable:
+    """Bytes by identity of a table of images; None for one that is not there."""
+
+    def __init__(self, paths: Sequence[Path]):
+        import datasets
+
+        rows = read(paths)
+        self._rows = rows.cast_column("image", datasets.Image(decode=False))
+        self._places = {key: i for i, key in enumerate(rows["id"])}
+
+    def __getitem__(self, key: object) -> bytes | None:
+        return self._rows[self._places[key]]["image"]["bytes"] if key in self._places else None
+
+
 def _gqa_visual(paths: Sequence[Path]):
     """Upstream's signature: doc -> [RGB image]. A function, since TaskConfig deep-copies its values."""
 
-    @functools.lru_cache(maxsize=1)
-    def table():
-        images = read(paths)
-        return images, {key: i for i, key in enumerate(images["id"])}
-
     def gqa_doc_to_visual(doc):
-        images, row = table()
-        if doc["imageId"] not in row:
-            raise UserError(f"{_named(paths)} has no image {doc['imageId']}, which a question asks for")
-        return [images[row[doc["imageId"]]]["image"].convert("RGB")]
+        return [images.upright(_images(tuple(paths))[doc["imageId"]])]
 
     return gqa_doc_to_visual

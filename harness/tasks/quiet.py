@@ -47,9 +47,14 @@ def silenced() -> Iterator[None]:
 
 def import_lmms_eval() -> None:
     """Import the evaluator (seconds, 1 GB) with its log sinks removed and its logging off."""
+    from PIL import ImageFile
+
     prepare_environment()
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     with silenced():
+        import lmms_eval.api.task  # noqa: F401  it lets Pillow take truncated files, for the whole process
         from loguru import logger
 
         logger.remove()
         logger.disable("lmms_eval")
+    ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
