@@ -1,12 +1,13 @@
-"""Drills: the shortest possible questions, a few tokens each, that only teach what belongs to what in a
-scene.
+"""What is asked in training: the benchmarks' questions, and drills of a few tokens that teach what they are
+made of.
 
-A benchmark's question is 15 to 40 tokens long and has one answer to learn from; a drill ("star color" ->
-"red") has one answer in three tokens, so the first part of stage 2 sees several times more answers a second.
+A benchmark's question is 15 to 40 tokens long and has one answer to learn from. A drill is a question's
+telling words alone ("color striped star" -> "red"): several times more answers a second.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.pocket.data import documents
-from harness.pocket.data.facts import CATEGORIES, CATEGORY_OF, CLEAR_GAP, MOST_COUNTED, NUMBERS, Fact, plural
-from harness.pocket.data.scenes import COLOURS, DIGITS, SHAPES, SIZES, TEXTURES, WORDS, Scene
-from harness.pocket.recipe.tokenizer import PROMPT_TAIL
+from harness.pocket.data.facts import CATEGORIES, plural
+from harness.pocket.data.v2.documents import Interview, options_in
+from harness.pocket.data.v2.facts import KINDS, NUMBERS, Fact
+from harness.pocket.data.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene
+
+#: Words of the questions that drills leave out.
+_SILENT = frozenset(
+    "what is the how are do have which appears only among in or to of a an image does with".split()
+)
+#: What the options of a "pick" are drawn from.
+DOMAINS = (
+    tuple(COLOURS), SHAPES, TEXTURES, WORDS, DIGITS, NUMBERS, tuple(CATEGORIES), ("left", "right"),
+    ("above", "below"), ("top", "bottom"),
+)  # fmt: skip
+LETTERED = ("mmbench_en", "mmbench_cn", "scienceqa")
+#: Kinds of drills: one word asks ("hop1"), one kind of fact each, an option's letter ("pick", "choose").
+DRILLS = ("hop1", *KINDS, "pick", "choose")
 
 
 @dataclass(frozen=True)
@@ -25,43 +40,57 @@ class Drill:
     last piece's thought is the answer it gives.
 
     The thoughts in between are only trained, never said: the model reads its prompt at once. They pay where
-    an answer takes several steps, as with lettered options.
+    an answer takes several steps, as with lettered options. whole: it is a prompt as the harness words it,
+    which the family's chat template closes.
     """
 
     kind: str
     pieces: tuple[tuple[str, str | None], ...]
-
-    @classmethod
-    def plain(cls, kind: str, question: str, answer: str) -> Drill:
-        return cls(kind, ((question, answer),))
+    whole: bool = False
 
 
-KINDS = (
-    "hop", "colour", "texture", "size", "shape", "word", "digit", "category", "place", "side", "height",
-    "exists", "written", "count", "pick", "choose",
-)  # fmt: skip
-#: What drills beside questions ask: what is learnt slowest from questions alone.
-SLOW = ("place", "side", "height", "word", "digit", "category", "size", "count")
-#: What the options of one question are drawn from, as in the benchmarks.
-DOMAINS = (
-    tuple(COLOURS), SHAPES, TEXTURES, SIZES, WORDS, DIGITS, NUMBERS, tuple(CATEGORIES), ("left", "right"),
-    ("above", "below"),
-)  # fmt: skip
+def asked(task: str, row: documents.Row) -> Drill:
+    """A benchmark's question as the harness words it, with a thought after each option: its letter if it is
+    the right one, else "no".
+    """
+    question, answer = documents.prompt(task, row), documents.target(task, row)
+    if task not in LETTERED:
+        return Drill(task, ((question, answer),), whole=True)
+    pieces = re.split(r"(?=\n[A-D]\. |\n+(?:Answer with|请直接))", question)
+    thoughts = [(answer if p[1] == answer else "no") if p[2:4] == ". " else None for p in pieces[:-1]]
+    return Drill(task, tuple(zip(pieces, [*thoughts, answer])), whole=True)
 
 
-def _lettered(fact: Fact, kind: str, rng: np.random.Generator) -> Drill:
-    """The options of a fact in one of the two languages, after its question or ("pick") its answer."""
+def short(fact: Fact) -> Drill:
+    """A fact's question in its telling words."""
+    words = [w for w in re.findall(r"\w+", fact.question) if w.lower() not in _SILENT]
+    return Drill(fact.kind, (("".join(f" {w.lower()}" for w in words), fact.answer),))
+
+
+def single(scene: Scene) -> list[Drill]:
+    """One word asks: what is the only thing of this name, or colour, like? A single step of attention
+    answers, and the longer questions build on it."""
+    names = Counter(t.name for t in scene.alone)
+    colours = Counter(t.colour for t in scene.alone)
+    found = [Drill("hop1", ((f" {t.name}", t.colour),)) for t in scene.alone if names[t.name] == 1]
+    found += [Drill("hop1", ((f" {t.colour}", t.name),)) for t in scene.alone if colours[t.colour] == 1]
+    shapes = Counter(t.name for t in scene.objects)
+    found += [
+        Drill("count", ((f" many {plural(s)}", str(n)),)) for s, n in shapes.items() if n <= len(NUMBERS)
+    ]
+    return found
+
+
+def _lettered(answer: str, domain: Sequence[str], ask: str, kind: str, chinese: bool, rng) -> Drill:
+    fact = Fact(kind, kind, "", "", answer, tuple(domain), ())
     options = documents.options_of(fact, rng)
-    chinese = rng.random() < 0.5
-    shown = [documents.in_chinese(o) for o in options] if chinese else options
     listed = tuple(
-        (f"\n{letter}. {text}", letter if option == fact.answer else "no")
-        for letter, text, option in zip(documents.LETTERS, shown, options)
+        (f"\n{letter}. {text}", letter if option == answer else "no")
+        for letter, text, option in zip(documents.LETTERS, options_in(options, chinese), options)
     )
-    tail = (documents.LETTER_ANSWER_CN if chinese else documents.LETTER_ANSWER) + PROMPT_TAIL
-    ask = f" {fact.answer}" if kind == "pick" else "\n" + (fact.chinese if chinese else fact.question)
-    letter = documents.LETTERS[options.index(fact.answer)]
-    return Drill(kind, ((ask, None if kind == "pick" else fact.answer), *listed, (tail, letter)))
+    tail = documents.LETTER_ANSWER_CN if chinese else documents.LETTER_ANSWER
+    letter = documents.LETTERS[options.index(answer)]
+    return Drill(kind, ((ask, None if kind == "pick" else answer), *listed, (tail, letter)), whole=True)
 
 
 def picks(rng: np.random.Generator, most: int) -> list[Drill]:
@@ -70,66 +99,50 @@ def picks(rng: np.random.Generator, most: int) -> list[Drill]:
     for _ in range(most):
         domain = DOMAINS[int(rng.integers(len(DOMAINS)))]
         answer = domain[int(rng.integers(len(domain)))]
-        found.append(_lettered(Fact("pick", "", "", answer, domain), "pick", rng))
+        found.append(_lettered(answer, domain, f" {answer}", "pick", rng.random() < 0.5, rng))
     return found
 
 
-def chooses(scene: Scene, rng: np.random.Generator, most: int) -> list[Drill]:
-    """Questions with lettered options, in a few words."""
-    facts = [documents.first_fact(scene, rng, documents.CHOICE_FACTS) for _ in range(most)]
-    return [_lettered(fact, "choose", rng) for fact in facts if fact is not None]
+class Lessons:
+    """What one scene can be asked in training; the same generator gives the same questions."""
 
+    def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
+        self.scene, self.rng = scene, rng
+        self._interview = Interview(scene, rng, disjoint=False)
+        self._single = single(scene)
 
-def drills(scene: Scene, rng: np.random.Generator, most: int, kinds: Sequence[str] = KINDS) -> list[Drill]:
-    """Up to `most` drills of some kinds about a scene, in random order."""
-    found: list[tuple[str, str, str]] = []
-    names = Counter(t.name for t in scene.things)
-    colours = {
-        kind: Counter(t.colour for t in scene.things if t.kind == kind)
-        for kind in ("object", "word", "digit")
-    }
-    unique = [t for t in scene.things if names[t.name] == 1]
-    hues = Counter(t.colour for t in scene.things)
-    for t in unique:
-        # One token asks: a single step of attention answers, and the longer drills can build on it.
-        found.append(("hop", f" {t.name}", t.colour))
-        if hues[t.colour] == 1:
-            found.append(("hop", f" {t.colour}", t.name))
-        found.append(("colour", f" {t.name} color", t.colour))
-        if not t.is_text:
-            found.append(("texture", f" {t.name} plain striped dotted", t.texture))
-            found.append(("size", f" {t.name} small medium large", t.size))
-    for t in scene.things:
-        if colours[t.kind][t.colour] == 1:
-            asked = "shape" if t.kind == "object" else t.kind
-            found.append((asked, f" {t.colour} {asked}", t.name))
-            if t.kind == "word":
-                found.append(("category", f" {t.colour} word name", CATEGORY_OF[t.name]))
-    middle = (scene.width / 2, scene.height / 2)
-    for first in unique:
-        for at, half, (low, high) in zip(first.centre, middle, (("left", "right"), ("above", "below"))):
-            if abs(at - half) >= CLEAR_GAP / 2:
-                found.append(("place", f" {low} {high} {first.name}", low if at < half else high))
-        second = unique[int(rng.integers(len(unique)))]
-        dx, dy = (a - b for a, b in zip(first.centre, second.centre))
-        if abs(dx) >= CLEAR_GAP:
-            found.append(("side", f" {first.name} left right {second.name}", "left" if dx < 0 else "right"))
-        if abs(dy) >= CLEAR_GAP:
-            found.append(
-                ("height", f" {first.name} above below {second.name}", "above" if dy < 0 else "below")
-            )
-    present = {(t.colour, t.name) for t in scene.objects}
-    written = {t.name for t in scene.texts}
-    for colour, name in sorted(present):
-        other = (list(COLOURS)[int(rng.integers(len(COLOURS)))], SHAPES[int(rng.integers(len(SHAPES)))])
-        for c, s in ((colour, name), (colour, other[1]), (other[0], name))[: 2 + int(rng.random() < 0.5)]:
-            found.append(("exists", f" {c} {s}?", "yes" if (c, s) in present else "no"))
-    if written:
-        for word in (sorted(written)[0], WORDS[int(rng.integers(len(WORDS)))]):
-            found.append(("written", f" {word} written?", "yes" if word in written else "no"))
-    shapes = Counter(t.name for t in scene.objects)
-    for name in {*list(shapes)[:3], SHAPES[int(rng.integers(len(SHAPES)))]}:
-        if shapes[name] <= MOST_COUNTED:
-            found.append(("count", f" many {plural(name)}", str(shapes[name])))
-    found = [drill for drill in found if drill[0] in kinds]
-    return [Drill.plain(*found[int(i)]) for i in rng.permutation(len(found))[:most]]
+    def facts(self, most: int) -> list[Fact]:
+        """Facts of all kinds in turn, of a kind all answers in turn."""
+        kinds = [k for k, facts in self._interview.facts.items() if facts]
+        found = []
+        for i in range(most if kinds else 0):
+            facts = self._interview.facts[kinds[i % len(kinds)]]
+            answers = sorted({f.answer for f in facts})
+            answer = answers[int(self.rng.integers(len(answers)))]
+            fitting = [f for f in facts if f.answer == answer]
+            found.append(fitting[int(self.rng.integers(len(fitting)))])
+        return found
+
+    def drills(self, most: int) -> list[Drill]:
+        """Up to `most`, a quarter of them of one word."""
+        singles = [self._single[int(i)] for i in self.rng.permutation(len(self._single))[: most // 4]]
+        return singles + [short(fact) for fact in self.facts(most - len(singles))]
+
+    def chooses(self, most: int) -> list[Drill]:
+        """Questions with lettered options, without the benchmark's header."""
+        found = []
+        for fact in self.facts(most):
+            chinese = bool(self.rng.random() < 0.5)
+            ask = fact.chinese if chinese else fact.question
+            if fact.kind != "exists":
+                found.append(_lettered(fact.answer, fact.domain, ask, "choose", chinese, self.rng))
+        return found
+
+    def questions(self, task: str, most: int) -> list[Drill]:
+        """Up to `most` questions of a benchmark, one of each document's rows."""
+        found = []
+        for _ in range(most):
+            rows = self._interview.ask(task)
+            if rows:
+                found.append(asked(task, rows[int(self.rng.integers(len(rows)))]))
+        return found

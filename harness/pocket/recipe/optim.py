@@ -1,17 +1,12 @@
-"""Optimiser, schedule and checkpointing that both training stages use."""
+"""The optimiser of both stages, and a learning rate that follows steps."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
-import time
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 
 class Muon(torch.optim.Optimizer):
@@ -27,7 +22,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
-    def _orthogonalise(self, updates: torch.Tensor) -> torch.Tensor:
+    def _orthogonalise(self, updates: Tensor) -> Tensor:
         """[M, rows, columns] -> the nearest semi-orthogonal matrices, roughly."""
         tall = updates.shape[1] > updates.shape[2]
         x = updates.mT if tall else updates
@@ -41,7 +36,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[torch.Tensor]] = {}
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
@@ -65,95 +60,53 @@ class Optimiser:
     Muon gets further per sample on matrices this small, which is what counts on two CPU cores.
     """
 
-    def __init__(
-        self, modules: dict[str, nn.Module], lr: float, hidden: tuple[str, ...], other_lr: float = 2e-3
-    ) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], hidden: tuple[str, ...], lr: float) -> None:
+        self.named: dict[str, nn.Parameter] = {}
         matrices, others = [], []
-        for module in modules.values():
+        for module_name, module in modules.items():
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     is_hidden = parameter.ndim == 2 and any(part in name for part in hidden)
                     (matrices if is_hidden else others).append(parameter)
-        self.parameters = matrices + others
-        self.lrs, self.steps = (lr, other_lr), 0
+                    self.named[f"{module_name}.{name}"] = parameter
+        self.lr = lr
         self.optimisers = [
             Muon(matrices, lr=lr, weight_decay=0.02),
-            torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
 
     def step(self, progress: float, warmup: float = 0.02) -> float:
-        """Clip, update, clear; `progress` 0..1 sets the learning rate: linear warm-up, then cosine to 2 %."""
+        """Clip, update, clear; progress 0..1 sets the learning rate: linear warm-up, then cosine to 2 %.
+        Returns the gradient's norm."""
         scale = (
-            min(1.0, progress / warmup)
+            max(progress / warmup, 1e-3)
             if progress < warmup
             else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         )
-        # The moments start empty after every resume too.
-        self.steps += 1
-        scale *= min(1.0, self.steps / 50)
-        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimiser, lr in zip(self.optimisers, self.lrs):
+        norm = nn.utils.clip_grad_norm_(list(self.named.values()), 1.0)
+        for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = lr * max(scale, 1e-3)
+                group["lr"] = self.lr * scale
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         return float(norm)
 
+    def state(self) -> dict[str, Tensor]:
+        """Every moment, by parameter and name: all there is to go on from."""
+        found = {}
+        for name, parameter in self.named.items():
+            for optimiser in self.optimisers:
+                for key, value in optimiser.state.get(parameter, {}).items():
+                    found[f"{name}:{key}"] = value
+        return found
 
-class Run:
-    """Log (CSV, appended) and weights (safetensors, written atomically) of one training stage."""
-
-    def __init__(self, folder: Path, modules: dict[str, nn.Module], log: Path) -> None:
-        self.folder, self.modules, self.log = folder, modules, log
-        folder.mkdir(parents=True, exist_ok=True)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self.state = {"step": 0, "seconds": 0.0, "samples": 0}
-        self._columns: list[str] | None = None
-
-    def save(self) -> None:
-        for name, module in self.modules.items():
-            temporary = self.folder / f".{name}.tmp"
-            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, temporary)
-            os.replace(temporary, self.folder / f"{name}.safetensors")
-        (self.folder / "state.json").write_text(json.dumps(self.state))
-
-    def resume(self) -> bool:
-        """Load the weights and counters of an earlier run (not the optimiser's moments, which refill in ~100
-        steps).
-        """
-        if not (self.folder / "state.json").exists():
-            return False
-        for name, module in self.modules.items():
-            module.load_state_dict(load_file(self.folder / f"{name}.safetensors"))
-        self.state.update(json.loads((self.folder / "state.json").read_text()))
-        return True
-
-    def write(self, row: dict[str, float]) -> None:
-        row = {
-            "step": self.state["step"],
-            "samples": self.state["samples"],
-            "seconds": round(self.state["seconds"], 1),
-            **row,
-        }
-        new = not self.log.exists()
-        with self.log.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row), restval="")
-            if new:
-                writer.writeheader()
-            writer.writerow({k: (f"{v:.5g}" if isinstance(v, float) else v) for k, v in row.items()})
-        print(
-            "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
-            flush=True,
-        )
-
-
-class Clock:
-    """Training seconds, across resumes."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.last = run, time.monotonic()
-
-    def tick(self) -> None:
-        now = time.monotonic()
-        self.run.state["seconds"] += now - self.last
-        self.last = now
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for key, value in state.items():
+            name, _, moment = key.rpartition(":")
+            parameter = self.named[name]
+            owner = next(
+                o
+                for o in self.optimisers
+                if any(parameter is p for group in o.param_groups for p in group["params"])
+            )
+            owner.state[parameter][moment] = value.clone()

@@ -1,7 +1,9 @@
-"""pocket-llava's tokenizer: byte-level BPE whose merges make one token of every word our prompts use.
+"""The pocket backbones' tokenizers: byte-level BPE whose merges make one token of every word our prompts use.
 
 Any text round-trips (256 bytes are the base alphabet). The benchmarks' constant instruction lines are single
 added tokens, so a prompt is some 15 tokens long, which is what makes training on two CPU cores feasible.
+pocket-qwen's is pocket-llava's, token for token, without its <s> in front, and behind it the tokens of Qwen's
+prompt.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from harness.pocket.data import documents
-from harness.pocket.data.scenes import sample_scene
+from harness.pocket.data.v2.documents import Interview
+from harness.pocket.data.v2.scenes import sample_scene
 from harness.pocket.data.vocabulary import CHINESE
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
@@ -21,7 +24,7 @@ INSTRUCTIONS = (
     documents.LETTER_ANSWER_CN,
     " " + documents.OPTIONS_HEADER,
 )
-CHAT_TEMPLATE = (
+LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: "
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
@@ -29,35 +32,61 @@ CHAT_TEMPLATE = (
     "{% else %} ASSISTANT: {% for part in message['content'] %}{{ part['text'] }}{% endfor %}</s>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
-PROMPT_HEAD = "USER: "
-PROMPT_TAIL = " ASSISTANT:"
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
+)  # fmt: skip
+#: The roles' lines are single tokens too: they stand in every prompt.
+QWEN_ROLES = ("user\n", "assistant\n")
+_QWEN_NAMES = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "eos_token_id": "<|im_end|>",
+    "pad_token_id": "<|endoftext|>",
+}
 #: Constant pieces of the Chinese questions; Chinese has no spaces, so the pieces are taught one by one.
 CHINESE_PIECES = (
-    "是什么颜色", "的物体是什么形状", "是什么图案", "是什么大小", "在", "的左边还是右边",
-    "的上面还是下面", "有多少个", "物体",
-    "？", "单词", "数字", "的单词", "的数字", "是什么", "图中写的是什么", "这个词",
-    "指的是什么", "左边", "右边", "上面", "下面",
+    "是什么颜色", "是什么形状", "的物体是什么形状", "的物体是什么颜色", "是什么图案", "物体", "在", "的", "写的是什么单词",
+    "写的是什么数字", "上写的是什么单词", "上写的是什么数字", "上的单词指的是什么", "上的单词用中文怎么说",
+    "上的数字加一是多少", "图中有", "吗", "有多少个", "中哪种颜色只出现一次", "有多少种颜色", "左半边还是右半边",
+    "上半部还是下半部", "的左边还是右边", "的上面还是下面", "左边", "右边", "上面", "下面", "上半部", "下半部",
+    "单词", "数字", "？",
 )  # fmt: skip
 # Digits one by one; words with the space before them; Chinese and punctuation in runs.
 _SPLIT = Regex(r" ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]+|\s+")
 
 
-def _fragments(scenes: int = 1500) -> list[str]:
+def _fragments(scenes: int = 240) -> list[str]:
     """Everything that should become one token, from sampled training prompts and the vocabulary."""
     english: set[str] = set()
     splitter = pre_tokenizers.Split(_SPLIT, "isolated")
     for index in range(scenes):
-        scene, rng = sample_scene("train", -1 % 2**31, index), np.random.default_rng(index)
-        for task, make in documents.MAKERS.items():
-            for row in make(scene, rng):
-                text = documents.prompt(task, row) + PROMPT_TAIL + " " + documents.target(task, row)
+        interview = Interview(
+            sample_scene("train", 2**31 - 1, index), np.random.default_rng(index), disjoint=False
+        )
+        for task in documents.TASKS:
+            for row in (row for _ in range(6) for row in interview.ask(task)[:2]):
+                text = f"{documents.prompt(task, row)} ASSISTANT: {documents.target(task, row)}"
                 for instruction in INSTRUCTIONS:
                     text = text.replace(instruction, "\n")
                 english.update(piece for piece, _ in splitter.pre_tokenize_str(text) if piece.isascii())
-    return sorted(english) + sorted(set(CHINESE.values())) + list(CHINESE_PIECES) + ["USER", " ASSISTANT"]
+    spaced = {f" {word}" for word in CHINESE} | {f" {letter}" for letter in documents.LETTERS}
+    return (
+        sorted(english | spaced) + sorted(set(CHINESE.values())) + list(CHINESE_PIECES)
+        + ["USER", " ASSISTANT"]
+    )  # fmt: skip
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def llava_tokenizer() -> PreTrainedTokenizerFast:
     """Train the tokenizer (seconds, deterministic)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -88,3 +117,33 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         extra_special_tokens={"image_token": IMAGE},
     )
+
+
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = llava_tokenizer().backend_tokenizer
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in QWEN_SPECIAL])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in QWEN_ROLES])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_bos_token": "<|vision_start|>",
+            "vision_eos_token": "<|vision_end|>",
+        },
+    )
+
+
+def llava_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    names = {"image": IMAGE, "bos": BOS, "eos": EOS, "pad": PAD}
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+
+
+def qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Ids that a Qwen2.5-VL configuration holds, by the names it has for them."""
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in _QWEN_NAMES.items()}

@@ -59,8 +59,10 @@ LEAD = 2
 _HINTS = ("", "The image shows objects and written words.", "A scene with objects.")
 
 
-def _chinese_option(option: str) -> str:
-    return {"top": "上半部", "bottom": "下半部"}.get(option) or in_chinese(option)
+def options_in(options: Sequence[str], chinese: bool) -> list[str]:
+    """Options as a benchmark in that language shows them."""
+    halves = {"top": "上半部", "bottom": "下半部"}
+    return [halves.get(o) or in_chinese(o) for o in options] if chinese else list(options)
 
 
 class Interview:
@@ -234,7 +236,7 @@ class Interview:
         rows = []
         for r in range(len(options)):
             rotated = options[r:] + options[:r]
-            shown = [_chinese_option(o) for o in rotated] if chinese else rotated
+            shown = options_in(rotated, chinese)
             row = dict(
                 question=fact.chinese if chinese else fact.question,
                 hint=None,

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from harness.pocket.recipe.qwen.shapes import MERGE, PATCH, VISION
+from harness.pocket.recipe.sizes import MERGE, PATCH
+from harness.pocket.recipe.sizes import QWEN_VISION as VISION
 
 _FOUR = MERGE**2
 

@@ -1,0 +1,344 @@
+"""Stage 2: connector and language model learn to answer questions about a scene; the tower stays frozen.
+
+First the connector alone is fitted: a patch shall stand, in the embedding space, where the words for its
+thing are. Then come drills of a few tokens, then the benchmarks' questions beside drills, those with lettered
+options last; many are packed behind one image. Each question sees the image and itself only, at the positions
+it has in a conversation of one turn, so a packed sequence trains exactly what is asked at evaluation. For
+most of the training the language model is given only some visual tokens (of each thing and of the background,
+at their own positions), which makes a step several times cheaper; the last part gives it all, as at
+evaluation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from harness.pocket.data.documents import TASKS
+from harness.pocket.data.v2.scenes import COLOURS, TEXTURES, Scene, sample_scene
+from harness.pocket.recipe.drills import DRILLS, LETTERED, Drill, Lessons, picks
+from harness.pocket.recipe.families import Family
+from harness.pocket.recipe.labels import NAMES, TEXTS
+from harness.pocket.recipe.progress import Stage
+from harness.pocket.recipe.tower import regimes
+
+IGNORE = -100
+BATCH, LR = 4, 2e-3
+#: Steps that one drawing of images serves: the tower runs once for them, and each gets questions of its own.
+PACKS = 4
+#: Shares of the steps: drills alone until; drills beside questions until; full scenes from (sparse and medium
+#: ones before); questions with lettered options from.
+DRILLS_UNTIL, BESIDE_UNTIL, FULL_FROM, LETTERED_FROM = 0.2, 0.8, 0.06, 0.35
+#: Until when four patches of a thing are shown, and until when all of them (with some background).
+SPARSER_UNTIL, SPARSE_UNTIL = 0.72, 0.82
+BACKGROUND = 40
+#: Questions of a task in one pack, once the drills are over.
+QUESTIONS = {
+    "gqa": 4, "mmbench_en": 2, "mmbench_cn": 3, "mme": 4, "pope": 2, "scienceqa": 2, "vqav2": 4, "textvqa": 3,
+}  # fmt: skip
+#: Drills of a pack while there are no questions; beside them: of the scene, picks and chooses, before and
+#: after lettered questions begin.
+ALONE, BESIDE, BESIDE_LATER = 48, (30, 16, 5), (30, 4, 2)
+#: Scenes whose cells the connector is fitted to, and its steps.
+ALIGN_SCENES, ALIGN_STEPS = 480, 600
+
+Encoded = tuple[str, list[int], list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Packs:
+    """The questions of B images side by side, int64 [B, M]: ids; targets (the answer's tokens at their
+    places); asides (what to think of at the token before, see `Drill`); segment (1.. a question, 0 padding);
+    offset (place within its question). kinds: of each question."""
+
+    ids: Tensor
+    targets: Tensor
+    asides: Tensor
+    segment: Tensor
+    offset: Tensor
+    kinds: list[list[str]]
+
+
+def encode(family: Family, drill: Drill) -> Encoded:
+    """Kind, ids, targets, asides of one question."""
+    ids: list[int] = []
+    asides = [IGNORE]
+    for i, (text, thought) in enumerate(drill.pieces):
+        text = family.lead * (drill.whole and i == 0) + text
+        text += family.tail * (drill.whole and i == len(drill.pieces) - 1)
+        tokens = family.ids(text)
+        ids += tokens
+        asides += [IGNORE] * len(tokens)
+        if thought is not None:
+            asides[-1] = family.ids(f" {thought}")[0]
+    asides[-1] = IGNORE  # the last one is the answer
+    reply = [*family.ids(f" {drill.pieces[-1][1]}"), family.tokenizer.eos_token_id]
+    return drill.kind, ids + reply, [IGNORE] * len(ids) + reply, asides + [IGNORE] * (len(reply) - 1)
+
+
+def collate(packs: Sequence[Sequence[Encoded]], pad: int) -> Packs:
+    longest = max(sum(len(ids) for _, ids, _, _ in pack) for pack in packs)
+    ids = torch.full((len(packs), longest), pad)
+    targets, asides = torch.full_like(ids, IGNORE), torch.full_like(ids, IGNORE)
+    segment, offset = torch.zeros_like(ids), torch.zeros_like(ids)
+    for b, pack in enumerate(packs):
+        at = 0
+        for s, (_, question, target, aside) in enumerate(pack, 1):
+            span = slice(at, at + len(question))
+            ids[b, span], targets[b, span] = torch.tensor(question), torch.tensor(target)
+            asides[b, span] = torch.tensor(aside)
+            segment[b, span], offset[b, span] = s, torch.arange(len(question))
+            at += len(question)
+    return Packs(ids, targets, asides, segment, offset, [[kind for kind, *_ in pack] for pack in packs])
+
+
+def rows_an_image(done: float) -> int:
+    """Into how many rows the questions of an image are dealt: attention costs the square of a row's length,
+    a further row the visual tokens shown once more."""
+    return 4 if DRILLS_UNTIL <= done < SPARSER_UNTIL else 1
+
+
+def dealt(pack: list[Encoded], rows: int) -> list[list[Encoded]]:
+    """The questions of one image in rows of about equal length."""
+    found: list[list[Encoded]] = [[] for _ in range(rows)]
+    lengths = [0] * rows
+    for question in sorted(pack, key=lambda q: -len(q[1])):
+        row = lengths.index(min(lengths))
+        found[row].append(question)
+        lengths[row] += len(question[1])
+    return found
+
+
+class Groups(IterableDataset):
+    """Groups of `batch` scenes for PACKS steps each, from a step on: (first step, pixels, grid, owner int64
+    [B, N], packs a step, whose rows are each image's `rows_an_image` one after the other). A group is a
+    function of the seed and its first step."""
+
+    def __init__(self, family: Family, seed: int, first: int, steps: int, batch: int) -> None:
+        self.family, self.first, self.steps, self.batch = family, first, steps, batch
+        self.seed = seed + family.seed_offset + 10
+
+    def pack(self, lessons: Lessons, done: float) -> list[Encoded]:
+        """One pack of questions at that share of the training."""
+        if done < DRILLS_UNTIL:
+            drills = lessons.drills(ALONE)
+        else:
+            drills = []
+            for task, number in QUESTIONS.items():
+                if task not in LETTERED or done >= LETTERED_FROM:
+                    drills += lessons.questions(task, number)
+            if done < BESIDE_UNTIL:
+                of_scene, letters, both = BESIDE if done < LETTERED_FROM else BESIDE_LATER
+                drills += lessons.drills(of_scene)
+                drills += [*picks(lessons.rng, letters), *lessons.chooses(both)]
+        return [encode(self.family, drill) for drill in drills]
+
+    def group(self, first: int) -> tuple[list[Scene], list[list[list[Encoded]]]]:
+        """The scenes of a group, and for each of its steps a pack for every scene."""
+        done = first / self.steps
+        rng = np.random.default_rng([2, self.seed, first])
+        canvas = self.family.canvas(self.seed, first // PACKS, small=False)
+        scenes, lessons = [], []
+        for i, regime in enumerate(regimes(rng, False, self.batch)):
+            if done < FULL_FROM and regime == "dense":
+                regime = "medium"
+            index = first * self.batch + i
+            scenes.append(sample_scene("train", self.seed, index, regime, canvas))
+            lessons.append(Lessons(scenes[-1], np.random.default_rng([3, self.seed, index])))
+        return scenes, [[self.pack(own, done) for own in lessons] for _ in range(PACKS)]
+
+    def __iter__(self):
+        for first in range(self.first - self.first % PACKS, self.steps, PACKS):
+            scenes, packs = self.group(first)
+            pixels, grid = self.family.seen(scenes)
+            labels = self.family.labels(scenes, grid)
+            owner = next(iter(labels.values()))["owner"]
+            pad = self.family.tokenizer.pad_token_id
+            rows = rows_an_image(first / self.steps)
+            dealt_packs = [[row for pack in own for row in dealt(pack, rows)] for own in packs]
+            yield first, pixels, grid, owner, [collate(own, pad) for own in dealt_packs]
+
+
+def shown(done: float) -> tuple[int, int] | None:
+    """How many visual tokens of a thing, and of the background, the language model is shown; None: all.
+
+    One of a thing at first: what belongs to what is learnt sooner among few tokens.
+    """
+    if done < DRILLS_UNTIL:
+        per_thing = 1 + int(4 * done / DRILLS_UNTIL)
+        return per_thing, 4 * per_thing
+    if done < SPARSER_UNTIL:
+        return 4, 16
+    return (10_000, BACKGROUND) if done < SPARSE_UNTIL else None
+
+
+def keep_some(owner: Tensor, per_thing: int, background: int, seed: int) -> Tensor:
+    """Visual tokens to show, int64 [B, K], ascending: of each thing at random up to `per_thing`, and some
+    `background`.
+
+    owner: int64 [B, N], the number of the thing that a token belongs to, or -1. Images with fewer to show
+    than the fullest of the batch get more background.
+    """
+    order = torch.rand(owner.shape, generator=torch.Generator().manual_seed(seed))
+    same = owner[:, :, None] == owner[:, None]
+    rank = (same & (order[:, None] < order[:, :, None])).sum(-1)
+    wanted = (owner >= 0) & (rank < per_thing)
+    k = min(owner.shape[1], int(wanted.sum(1).max()) + background)
+    spare = (owner < 0) * 0.5
+    return (wanted.float() * 2 + spare + 0.4 * order).topk(k, 1).indices.sort(1).values
+
+
+def answer_loss(
+    family: Family,
+    model: nn.Module,
+    features: Tensor,
+    grid: tuple[int, int],
+    keep: Tensor | None,
+    packs: Packs,
+) -> tuple[Tensor, dict[str, list[int]]]:
+    """Loss over the answers of packed questions about images of one size, and [right, asked] of first answer
+    tokens by kind.
+
+    features: of `Family.features`, B images. keep: int64 [B, K], the visual tokens shown; None: all. packs:
+    a whole number of rows for each image.
+    """
+    language, rows = model.model.language_model, len(packs.ids)
+    repeated = rows // len(features)
+    visual = family.visual(model, features).repeat_interleave(repeated, 0)
+    if keep is None:
+        keep = torch.arange(visual.shape[1]).expand(rows, -1)
+    else:
+        keep = keep.repeat_interleave(repeated, 0)
+        visual = visual.gather(1, keep[..., None].expand(-1, -1, visual.shape[-1]))
+    embed = language.embed_tokens
+    head, end = (embed(ids).expand(rows, -1, -1) for ids in (family.head_ids, family.end_ids))
+    x = torch.cat([head, visual, end, embed(packs.ids)], 1)
+    shared = x.shape[1] - packs.ids.shape[1]
+    group = torch.cat([torch.zeros(rows, shared, dtype=torch.long), packs.segment], 1)
+    is_shared = torch.arange(x.shape[1]) < shared
+    sees = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() & (
+        is_shared[None, None] | (group[:, :, None] == group[:, None])
+    )
+    hidden = language(
+        inputs_embeds=x,
+        attention_mask=sees[:, None],
+        position_ids=family.positions(grid, keep, packs.offset),
+        use_cache=False,
+    ).last_hidden_state[:, shared:-1]
+    wanted = torch.where(packs.asides == IGNORE, packs.targets, packs.asides)[:, 1:]
+    answers = wanted != IGNORE
+    logits = model.lm_head(hidden[answers])
+    loss = F.cross_entropy(logits, wanted[answers])
+    first = (packs.targets[:, 1:] != IGNORE) & (packs.targets[:, :-1] == IGNORE)
+    right = torch.zeros_like(answers)
+    right[answers] = logits.detach().argmax(-1) == wanted[answers]
+    score: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for b, s in zip(*first.nonzero(as_tuple=True)):
+        kind = packs.kinds[int(b)][int(packs.segment[b, s + 1]) - 1]
+        score[kind][0] += int(right[b, s])
+        score[kind][1] += 1
+    return loss, score
+
+
+def start(model: nn.Module) -> None:
+    """Queries equal to keys and heads that copy what they attend to, so that like finds like.
+
+    Only starting values, as those of the towers: everything is trained.
+    """
+    language = model.model.language_model
+    width, layers = language.config.hidden_size, language.config.num_hidden_layers
+    copied = 0.3 * (12 / layers) ** 0.5
+    with torch.no_grad():
+        language.embed_tokens.weight.normal_(0, 0.5)
+        model.lm_head.weight.copy_(0.3 * language.embed_tokens.weight)
+        for layer in language.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            attention.k_proj.weight.normal_(0, width**-0.5)
+            attention.q_proj.weight.copy_(attention.k_proj.weight)
+            nn.init.orthogonal_(attention.v_proj.weight)
+            attention.o_proj.weight.copy_(copied * attention.v_proj.weight.T)
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+                if linear.bias is not None:
+                    linear.bias.zero_()
+            for linear in (mlp.gate_proj, mlp.up_proj):
+                nn.init.xavier_uniform_(linear.weight)
+            mlp.down_proj.weight.zero_()
+
+
+def align(family: Family, model: nn.Module, seed: int, scenes: int, steps: int) -> float:
+    """Teach the connector alone to put a cell where the words for its thing are in the embedding space.
+
+    A cell's target is the sum of the embeddings of its thing's name, colour, texture, and what is written on
+    it, and of the words for where its centre lies, in proportion to how far it lies from the middle. Returns
+    the share of the targets' variance that is explained.
+    """
+    embeddings = model.model.language_model.embed_tokens.weight.detach()
+
+    def table(words: Sequence[str]) -> Tensor:
+        ids = [family.ids(f" {word}")[-1] for word in words]
+        return torch.cat([embeddings[ids], embeddings.new_zeros(1, embeddings.shape[1])])
+
+    tables = {
+        "name": table(NAMES), "colour": table(tuple(COLOURS)), "texture": table(TEXTURES), "written": table(TEXTS)
+    }  # fmt: skip
+    words = table(("left", "right", "above", "below", "top", "bottom"))
+    axes = torch.stack([words[0] - words[1], words[2] - words[3] + words[4] - words[5]])
+    inputs, targets, owned = [], [], []
+    read = next(iter(family.reads))
+    for first in range(0, scenes, 8):
+        canvas = family.canvas(seed + 5, first // 8, small=False)
+        drawn = [
+            sample_scene("train", seed + family.seed_offset + 5, first + i, canvas=canvas) for i in range(8)
+        ]
+        pixels, grid = family.seen(drawn)
+        labels = family.labels(drawn, grid)[read]
+        with torch.no_grad():
+            features = family.features(model, pixels, grid)
+        column, row = torch.arange(grid[0] * grid[1]) % grid[1], torch.arange(grid[0] * grid[1]) // grid[1]
+        middle = torch.stack([column, row], 1) + 0.5
+        place = (labels["offset"] + middle) / torch.tensor([grid[1], grid[0]])
+        target = 2 * (0.5 - place) @ axes
+        for key, vectors in tables.items():
+            known = labels[key].clamp(min=-1)
+            target += vectors[torch.where(known < 0, len(vectors) - 1, known)]
+        on_thing = labels["owner"] >= 0
+        inputs.append(features.unflatten(1, (on_thing.shape[1], -1))[on_thing])
+        targets.append(target[on_thing])
+    x, y = torch.cat(inputs), torch.cat(targets)
+    connector = family.connector(model)
+    family.start_connector(model, float(x.square().mean()) ** 0.5)
+    optimiser = torch.optim.AdamW(connector.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (2048,), generator=generator)
+        loss = F.mse_loss(family.visual(model, x[rows]).flatten(0, 1), y[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return 1 - float(loss.detach() / y.var(0).mean())
+
+
+def train(family: Family, stage: Stage, model: nn.Module, seed: int, batch: int) -> None:
+    """From where `stage` is to its end, or to where it has to stop."""
+    stage.columns = ("loss", "grad_norm", *TASKS, *DRILLS)
+    groups = Groups(family, seed, stage.step, stage.steps, batch)
+    loader = DataLoader(groups, batch_size=None, num_workers=1, prefetch_factor=1, collate_fn=tuple)
+    for first, pixels, grid, owner, packs in loader:
+        with torch.no_grad():
+            features = family.features(model, pixels, grid)
+        for step in range(max(first, stage.step), min(first + PACKS, stage.steps)):
+            show = shown(step / stage.steps)
+            keep = keep_some(owner, *show, seed=seed * 1_000_003 + step) if show else None
+            loss, score = answer_loss(family, model, features, grid, keep, packs[step - first])
+            report = {kind: right / asked for kind, (right, asked) in score.items()}
+            if not stage.advance(loss, report, every=25):
+                return

@@ -1,0 +1,81 @@
+"""The whole recipe of a pocket backbone: tower, connector and language model, checkpoint folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.pocket.recipe import language, tower
+from harness.pocket.recipe.export import export
+from harness.pocket.recipe.families import FAMILIES
+from harness.pocket.recipe.optim import Optimiser
+from harness.pocket.recipe.progress import Stage, stage_weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything. tower, language: steps of the two stages, of so many images each."""
+
+    tower: int
+    language: int
+    tower_batch: int = tower.BATCH
+    language_batch: int = language.BATCH
+    align_scenes: int = language.ALIGN_SCENES
+    align_steps: int = language.ALIGN_STEPS
+
+
+#: For 6 hours at most on two cores with nothing else on them (docs/pocket.md has the times).
+PLANS = {"llava": Plan(2600, 6800), "qwen": Plan(2600, 6800)}
+
+
+def train(
+    name: str,
+    state: Path,
+    target: Path,
+    seed: int = 0,
+    plan: Plan | None = None,
+    minutes: float | None = None,
+) -> bool:
+    """Train one backbone from its seed, or go on where `state` is. True: done, `target` is written; False:
+    `minutes` are over.
+
+    state: folder of weights, moments and logs while it is trained.
+    """
+    family, plan = FAMILIES[name](), plan or PLANS[name]
+    stop_at = None if minutes is None else time.monotonic() + 60 * minutes
+    torch.manual_seed(seed)
+    model = family.untrained()
+    heads = tower.heads_of(family)
+    modules = {"tower": family.tower(model), "heads": heads}
+    optimiser = Optimiser(modules, family.tower_hidden, tower.LR)
+    stage = Stage(state, "tower", plan.tower, modules, optimiser, stop_at)
+    stage.resume()
+    if not stage.done:
+        tower.train(family, stage, model, heads, seed, plan.tower_batch)
+        if not stage.done:
+            return False
+    family.tower(model).load_state_dict(stage_weights(stage.path, "tower"))
+    family.tower(model).requires_grad_(False)
+    family.connector(model).requires_grad_(True)
+
+    modules = {
+        "connector": family.connector(model),
+        "language": model.model.language_model,
+        "head": model.lm_head,
+    }
+    optimiser = Optimiser(modules, ("layers", "linear_2"), language.LR)
+    stage = Stage(state, "language", plan.language, modules, optimiser, stop_at)
+    if not stage.resume():
+        torch.manual_seed(seed + 1)
+        language.start(model)
+        explained = language.align(family, model, seed, plan.align_scenes, plan.align_steps)
+        print(f"connector fitted: {explained:.3f} of the variance explained", flush=True)
+        stage.save()
+    if not stage.done:
+        language.train(family, stage, model, seed, plan.language_batch)
+    if stage.done:
+        export(family, model, target)
+    return stage.done
