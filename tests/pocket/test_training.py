@@ -1,146 +1,191 @@
-"""The trainers' short cuts equal the ordinary model: same tower features, same loss for packed questions."""
+"""The recipe: its short cuts equal the ordinary models, it learns, and a stopped training ends as another."""
+
+import csv
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPVisionModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+import backbones
 from harness.pocket.data import documents
-from harness.pocket.data.scenes import render, sample_scene
-from harness.pocket.recipe import train_language, train_vision
-from harness.pocket.recipe.optim import Muon
-from harness.pocket.recipe.shapes import llava_config, vision_config
-from harness.pocket.recipe.tokenizer import INSTRUCTIONS, PROMPT_HEAD, PROMPT_TAIL, build_tokenizer
-from harness.pocket.recipe.vision_labels import NAMES, SIDE, label_image, label_patches
+from harness.pocket.data.v2.paint import render
+from harness.pocket.data.v2.scenes import sample_scene
+from harness.pocket.recipe import dense_tower, families, language, sizes, tower
+from harness.pocket.recipe.drills import LETTERED, Lessons, picks
+from harness.pocket.recipe.families import FAMILIES
+from harness.pocket.recipe.labels import NAMES, TEXTS, label_cells, label_image
+from harness.pocket.recipe.optim import Muon, Optimiser
+from harness.pocket.recipe.run import Plan, train
+from harness.pocket.recipe.tokenizer import INSTRUCTIONS
+
+FULL = [(table, dict(table)) for table in (sizes.LANGUAGE, sizes.CLIP, sizes.QWEN_VISION)]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request):
+    return FAMILIES[request.param]()
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    from transformers import LlavaForConditionalGeneration
-
-    torch.manual_seed(0)
-    ids = [tokenizer.convert_tokens_to_ids(t) for t in ("<image>", "<s>", "</s>", "<pad>")]
-    config = llava_config(len(tokenizer), *ids)
-    config.text_config.num_hidden_layers = 2
-    config.text_config.initializer_range = 0.2
-    model = LlavaForConditionalGeneration(config).eval()
-    train_vision.initialise(model.model.vision_tower)
-    return model
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Both backbones with two layers each."""
+    patch = pytest.MonkeyPatch()
+    patch.setitem(sizes.LANGUAGE, "num_hidden_layers", 2)
+    patch.setitem(sizes.CLIP, "num_hidden_layers", 2)
+    patch.setitem(sizes.QWEN_VISION, "depth", 2)
+    patch.setitem(sizes.QWEN_VISION, "fullatt_block_indexes", [1])
+    yield
+    patch.undo()
 
 
-@pytest.fixture(scope="module")
-def images():
-    return torch.stack(
-        [
-            torch.from_numpy(np.asarray(render(sample_scene("train", 0, i))).transpose(2, 0, 1).copy())
-            for i in range(2)
-        ]
-    )
+def lessons_on(scenes):
+    return [Lessons(s, np.random.default_rng(i)) for i, s in enumerate(scenes)]
 
 
 @torch.no_grad()
-def test_tower_with_all_patches_equals_clip(images):
-    tower = CLIPVisionModel(vision_config()).eval()
-    train_vision.initialise(tower)
-    features, pooled = train_vision.hidden_states(tower, images, None)
-    theirs = tower(pixel_values=train_vision.normalise(images), output_hidden_states=True)
+def test_the_clip_tower_with_all_patches_equals_hugging_faces():
+    torch.manual_seed(0)
+    clip = CLIPVisionModel(sizes.clip_config()).eval()
+    families.start_clip(clip)
+    images = torch.stack([families.drawn(sample_scene("train", 0, i)) for i in range(2)])
+    features, pooled = families.clip_states(clip, images, None)
+    theirs = clip(pixel_values=families.normalise(images), output_hidden_states=True)
     torch.testing.assert_close(features, theirs.hidden_states[-2], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(pooled, theirs.pooler_output, atol=2e-5, rtol=1e-4)
-    some = torch.arange(SIDE * SIDE).expand(2, -1)
-    torch.testing.assert_close(
-        train_vision.hidden_states(tower, images, some)[0], features, atol=2e-5, rtol=1e-4
-    )
+
+
+@pytest.mark.parametrize("canvas", [(224, 224), (300, 231), (251, 448)], ids=str)
+@torch.no_grad()
+def test_the_dense_window_tower_equals_hugging_faces(canvas):
+    torch.manual_seed(0)
+    tower = Qwen2_5_VisionTransformerPretrainedModel(sizes.qwen_vision_config()).eval()
+    families.start_window_tower(tower)
+    for block in tower.blocks:  # biases and norms that are not neutral
+        block.attn.qkv.bias.data.normal_(0, 0.1)
+        block.norm1.weight.data.uniform_(0.8, 1.2)
+    scenes = [sample_scene("train", 0, i, canvas=canvas) for i in range(2)]
+    patches, grid = FAMILIES["qwen"]().seen(scenes)
+    fine, merged = dense_tower.run(tower, patches, grid)
+    inputs = sizes.qwen_image_processor()(images=[render(s) for s in scenes], return_tensors="pt")
+    assert inputs["image_grid_thw"].tolist() == [[1, grid[0] * 2, grid[1] * 2]] * 2
+    theirs = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    torch.testing.assert_close(merged.flatten(0, 1), theirs.pooler_output, atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(tower.merger(fine.flatten(0, 1)), theirs.pooler_output, atol=3e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_packed_questions_equal_single_turn_conversations(model, tokenizer, images):
-    pixels = train_vision.normalise(images)
-    features = train_vision.hidden_states(model.model.vision_tower, images, None)[0][:, 1:]
-    questions = train_language.Questions(tokenizer, 0, 0, torch.ones(()))
-    ids_of = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    drills = []
-    for i in range(2):
-        scene, rng = sample_scene("train", 0, i), np.random.default_rng(i)
-        tasks = ("gqa", "mmbench_cn", "pope")[: 3 - i]
-        drills.append([train_language.asked(t, documents.MAKERS[t](scene, rng)[0]) for t in tasks])
-    head = torch.tensor(tokenizer.encode(PROMPT_HEAD))
-    packs = [[questions._encode(drill) for drill in pack] for pack in drills]
-    packed = train_language.collate_packs(packs, tokenizer.pad_token_id)
-    loss, score = train_language.forward(model, head, features, None, packed)
-    total, wanted, thoughts = 0.0, 0, 0
-    for i, pack in enumerate(drills):
-        for drill in pack:
+def test_packed_questions_equal_conversations_of_one_turn(family, tmp_path):
+    """The loss over questions dealt to several rows is that of the exported model asked one at a time."""
+    from harness.pocket.recipe.export import export
+
+    torch.manual_seed(0)
+    model = family.untrained().eval()
+    for name, parameter in model.model.language_model.named_parameters():
+        if parameter.ndim == 2:
+            parameter.normal_(0, 0.2 if "embed" in name else 0.1)
+    canvas = family.canvas(0, 3, small=False)
+    scenes = [sample_scene("train", 0, i, "medium", canvas) for i in range(2)]
+    asked = [
+        [d for task in ("gqa", "mmbench_cn", "pope") for d in own.questions(task, 1)]
+        for own in lessons_on(scenes)
+    ]
+    rows = [row for own in asked for row in language.dealt([language.encode(family, d) for d in own], 2)]
+    packs = language.collate(rows, family.tokenizer.pad_token_id)
+    pixels, grid = family.seen(scenes)
+    features = family.features(model, pixels, grid)
+    loss, score = language.answer_loss(family, model, features, grid, None, packs)
+    model.half().float()  # what a checkpoint keeps
+    loss_kept, _ = language.answer_loss(
+        family, model, family.features(model, pixels, grid), grid, None, packs
+    )
+    backbone = backbones.load(str(export(family, model, tmp_path / "checkpoint")))
+    total, wanted = 0.0, 0
+    for scene, own in zip(scenes, asked):
+        for drill in own:
             question = "".join(text for text, _ in drill.pieces)
-            reply = [*ids_of(" " + drill.pieces[-1][1]), tokenizer.eos_token_id]
-            ids = tokenizer.encode(f"{PROMPT_HEAD}{'<image>' * 576}{question}") + reply
-            start = len(ids) - len(reply) - len(ids_of(question))
-            labels, at = {}, start
-            for text, thought in drill.pieces[:-1]:
-                at += len(ids_of(text))
+            inputs = backbone.inputs([render(scene)], [question])
+            start = inputs["input_ids"].shape[1]
+            reply = torch.tensor([*family.ids(f" {drill.pieces[-1][1]}"), family.tokenizer.eos_token_id])
+            labels = {start - 1 + k: int(token) for k, token in enumerate(reply)}
+            at = start - len(family.ids(family.lead + question + family.tail))
+            for i, (text, thought) in enumerate(drill.pieces[:-1]):
+                at += len(family.ids(family.lead * (i == 0) + text))
                 if thought is not None:
-                    labels[at - 1] = ids_of(" " + thought)[0]
-            thoughts += len(labels)
-            labels |= {len(ids) - len(reply) - 1 + k: token for k, token in enumerate(reply)}
-            given = torch.tensor([ids])
-            logits = model(
-                input_ids=given, attention_mask=torch.ones_like(given), pixel_values=pixels[i : i + 1]
-            ).logits[0]
+                    labels[at - 1] = family.ids(f" {thought}")[0]
+            more = {"attention_mask": torch.ones(1, start + len(reply), dtype=torch.long)}
+            more["input_ids"] = torch.cat([inputs["input_ids"], reply[None]], 1)
+            if "mm_token_type_ids" in inputs:
+                more["mm_token_type_ids"] = (more["input_ids"] == model.config.image_token_id).int()
+            logits = backbone.model(**{**inputs, **more}).logits[0]
             expected = torch.tensor(list(labels.values()))
             total += float(torch.nn.functional.cross_entropy(logits[list(labels)], expected, reduction="sum"))
             wanted += len(labels)
-    assert thoughts >= 2
-    assert float(loss) == pytest.approx(total / wanted, abs=1e-4)
-    assert sum(n for _, n in score.values()) == 5
+    assert sum(n for _, n in score.values()) == sum(map(len, asked)) >= 5
+    assert float(loss_kept) == pytest.approx(total / wanted, abs=3e-3)
+    assert float(loss) == pytest.approx(float(loss_kept), abs=3e-2)
 
 
-@pytest.mark.parametrize("task", train_language.LETTERED)
-def test_lettered_questions_are_the_harness_s_with_a_thought_an_option(task, tokenizer):
-    ids_of = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+def test_lettered_questions_are_the_harness_s_with_a_thought_an_option(family):
     seen = 0
-    for index in range(30):
-        for row in documents.MAKERS[task](sample_scene("train", 1, index), np.random.default_rng(index)):
-            drill, answer = train_language.asked(task, row), documents.target(task, row)
-            question = "\n" + documents.prompt(task, row) + PROMPT_TAIL
-            assert "".join(text for text, _ in drill.pieces) == question
-            assert [i for text, _ in drill.pieces for i in ids_of(text)] == ids_of(question)
-            options = [thought for text, thought in drill.pieces[:-1] if text[2:4] == ". "]
+    for own in lessons_on([sample_scene("train", 1, i) for i in range(9)]):
+        for drill in [
+            *(d for t in LETTERED for d in own.questions(t, 1)),
+            *own.chooses(4),
+            *picks(own.rng, 2),
+        ]:
+            answer = drill.pieces[-1][1]
+            options = [t for text, t in drill.pieces[:-1] if text[2:4] == ". "]
             letter = documents.LETTERS.index(answer)
             assert options == ["no"] * letter + [answer] + ["no"] * (len(options) - letter - 1)
-            assert drill.pieces[-1][1] == answer
+            text = family.lead + "".join(t for t, _ in drill.pieces) + family.tail
+            _, ids, targets, _ = language.encode(family, drill)
+            assert [i for i, t in zip(ids, targets) if t == language.IGNORE] == family.ids(text)
             seen += 1
-    assert seen > 20
+    assert seen > 30
 
 
-def test_labels_name_the_thing_under_each_patch():
-    scene = sample_scene("train", 0, 3, fewest=6)
-    labels = label_patches(scene)
-    for thing in scene.things:
-        left, top, width, height = thing.box
-        patch = int((top + height / 2) // 14) * SIDE + int((left + width / 2) // 14)
-        assert NAMES[labels["name"][patch]] == thing.name
-        column, row = patch % SIDE + 0.5, patch // SIDE + 0.5
-        centre = labels["offset"][patch] + (column, row)
-        assert np.allclose(centre * 14, thing.centre)
-    assert (labels["name"] == len(NAMES)).sum() > 200
-    assert label_image(scene)["count"] == len(scene.things)
+def test_labels_name_the_thing_under_each_cell_and_what_is_written_on_it():
+    scene = sample_scene("train", 0, 2)
+    assert any(t.host >= 0 for t in scene.things)
+    labels, side = label_cells(scene, (24, 24)), 14
+    for thing in scene.alone:
+        x, y = thing.centre
+        cell = int(y // side) * 24 + int(x // side)
+        assert NAMES[labels["name"][cell]] == thing.name
+        written = [t.name for t in scene.things if t.host >= 0 and scene.things[t.host] == thing]
+        if written:
+            assert [TEXTS[labels["written"][cell]]] == written
+        centre = labels["offset"][cell] + (cell % 24 + 0.5, cell // 24 + 0.5)
+        assert np.allclose(centre * side, thing.centre, atol=1e-3)
     assert label_image(scene)["presence"].sum() == len(
-        {(t.kind, t.name, t.colour if not t.is_text else "") for t in scene.things}
+        {(t.name, "" if t.is_text else t.colour) for t in scene.things}
     )
 
 
-def test_tokenizer(tokenizer):
+def test_tokenizers(family):
     for text in ("Is the star red?", "图中写的是什么单词？", "naïve — 12 ½\n\tx"):
-        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
-    for text in (*INSTRUCTIONS, " red", " A", " yes", " 7", "猫"):
-        assert len(tokenizer.encode(text, add_special_tokens=False)) == 1
-    assert tokenizer.encode("x")[0] == tokenizer.bos_token_id
-    again = build_tokenizer()
-    assert again.get_vocab() == tokenizer.get_vocab()
+        assert family.tokenizer.decode(family.ids(text)) == text
+    for text in (*INSTRUCTIONS, " red", " A", " yes", " 7", " bottom", "猫"):
+        assert len(family.ids(text)) == 1
+    content = [{"type": "image"}, {"type": "text", "text": "Why?"}]
+    from harness.pocket.recipe.export import processor_of
+
+    said = processor_of(family).apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    image = "<image>" if family.name == "llava" else "<|image_pad|>"
+    assert said == f"{family.head}{image}{family.image_end}{family.lead}Why?{family.tail}"
+
+
+def test_some_visual_tokens_are_shown_of_every_thing():
+    owner = torch.tensor([[0, 0, 0, 1, 1, -1, -1, -1], [0, 1, 2, 2, -1, -1, -1, -1]])
+    keep = language.keep_some(owner, 1, 2, seed=3)
+    for row, own in zip(keep, owner):
+        assert set(own[row].tolist()) >= set(own.tolist()) - {-1}
+    assert torch.equal(keep, language.keep_some(owner, 1, 2, seed=3))
 
 
 def test_muon_step_is_orthogonal_and_lowers_the_loss():
@@ -154,3 +199,71 @@ def test_muon_step_is_orthogonal_and_lowers_the_loss():
     singular = torch.linalg.svdvals(update / (0.01 * 0.2 * 40**0.5))
     assert singular.min() > 0.5 and singular.max() < 1.3
     assert (weight - target).square().sum() < (before - target).square().sum()
+
+
+def test_a_stopped_training_ends_with_the_same_weights_and_log(family, tmp_path):
+    plan = Plan(2, 3, tower_batch=1, language_batch=1, align_scenes=8, align_steps=2)
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert train(family.name, whole, whole / "checkpoint", plan=plan)
+    stops = 0
+    while not train(family.name, pieces, pieces / "checkpoint", plan=plan, minutes=0):
+        stops += 1
+    assert stops == 3, "stopped after every step but the last of each stage"
+    a, b = (load_file(x / "checkpoint" / "model.safetensors") for x in (whole, pieces))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    for name in ("tower.csv", "language.csv"):
+        logs = [list(csv.DictReader((x / name).open())) for x in (whole, pieces)]
+        assert [{k: v for k, v in row.items() if k != "seconds"} for row in logs[0]] == [
+            {k: v for k, v in row.items() if k != "seconds"} for row in logs[1]
+        ]
+    with pytest.raises(ValueError, match="steps"):
+        train(family.name, pieces, pieces / "checkpoint", plan=Plan(4, 3, 1, 1))
+
+
+def test_both_stages_learn(family):
+    """On one batch asked again and again, both losses fall fast."""
+    torch.manual_seed(0)
+    model = family.untrained()
+    heads = tower.heads_of(family)
+    _, pixels, grid, labels = next(iter(tower.Batches(family, 0, 0, 100, 2)))
+
+    def seeing():
+        found = family.read(model, pixels, grid, labels, 1)
+        return sum(heads[r.name](r.tokens, r.pooled, r.labels)[0] for r in found)
+
+    optimiser = Optimiser({"tower": family.tower(model), "heads": heads}, family.tower_hidden, 2e-3)
+    assert fallen(seeing, optimiser) < 0.8
+    language.start(model)
+    _, pixels, grid, owner, packs = next(iter(language.Groups(family, 0, 20, 100, 1)))
+    features = family.features(model, pixels, grid).detach()
+    keep = language.keep_some(owner, 4, 16, seed=0)
+
+    def answering():
+        return language.answer_loss(family, model, features, grid, keep, packs[0])[0]
+
+    modules = {"language": model.model.language_model, "head": model.lm_head}
+    assert fallen(answering, Optimiser(modules, ("layers",), 2e-3)) < 0.75
+
+
+def fallen(loss_of, optimiser, steps=12) -> float:
+    """The last loss as a share of the first."""
+    losses = []
+    for _ in range(steps):
+        loss = loss_of()
+        loss.backward()
+        optimiser.step(0.3)
+        losses.append(float(loss.detach()))
+    return losses[-1] / losses[0]
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_the_weights_fit_in_16_megabytes(name, monkeypatch):
+    for table, full in FULL:
+        for key, value in full.items():
+            monkeypatch.setitem(table, key, value)
+    with torch.device("meta"):
+        monkeypatch.setattr(families, "start_clip", lambda tower: None)
+        monkeypatch.setattr(families, "start_window_tower", lambda tower: None)
+        model = FAMILIES[name]().untrained()
+    assert len(model.model.language_model.layers) >= 24
+    assert 2 * sum(p.numel() for p in model.parameters()) < 15.95e6

@@ -21,8 +21,8 @@ from harness.pocket.data.v2.facts import KINDS, NUMBERS, Fact
 from harness.pocket.data.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene
 
 #: Words of the questions that drills leave out.
-_SILENT = frozenset(
-    "what is the how are do have which appears only among in or to of a an image does with".split()
+_SILENT = re.compile(
+    "what|is|the|how|are|do|have|which|appears|only|among|in|or|to|of|a|an|image|does|with", re.IGNORECASE
 )
 #: What the options of a "pick" are drawn from.
 DOMAINS = (
@@ -63,7 +63,7 @@ def asked(task: str, row: documents.Row) -> Drill:
 
 def short(fact: Fact) -> Drill:
     """A fact's question in its telling words."""
-    words = [w for w in re.findall(r"\w+", fact.question) if w.lower() not in _SILENT]
+    words = [w for w in re.findall(r"\w+", fact.question) if not _SILENT.fullmatch(w)]
     return Drill(fact.kind, (("".join(f" {w.lower()}" for w in words), fact.answer),))
 
 

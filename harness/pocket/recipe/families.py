@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Family(ABC):
 
     name: str
     #: read-outs of stage 1 by name: width of what they read
-    reads: dict[str, int]
+    reads: ClassVar[dict[str, int]]
     #: parts of the names of the tower's weight matrices
     tower_hidden: tuple[str, ...]
     #: text around the image and behind a question
@@ -91,6 +92,7 @@ class Family(ABC):
 
     def start_connector(self, model: nn.Module, scale: float) -> None:
         """Starting values for features of that root mean square, where stage 1 has not trained it."""
+        return None
 
     @abstractmethod
     def canvas(self, seed: int, step: int, small: bool) -> tuple[int, int]:
@@ -143,7 +145,7 @@ class Family(ABC):
 
 class Llava(Family):
     name, seed_offset = "llava", 0
-    reads = {"patch": CLIP["hidden_size"]}
+    reads: ClassVar = {"patch": CLIP["hidden_size"]}
     tower_hidden = ("self_attn", "mlp")
     head, image_end, lead, tail = "USER: ", "", "\n", " ASSISTANT:"
     #: background patches that a sparse step of stage 1 sees
@@ -213,7 +215,7 @@ class Llava(Family):
 
 class Qwen(Family):
     name, seed_offset = "qwen", 100
-    reads = {"token": LANGUAGE["hidden_size"], "patch": QWEN_VISION["hidden_size"]}
+    reads: ClassVar = {"token": LANGUAGE["hidden_size"], "patch": QWEN_VISION["hidden_size"]}
     tower_hidden = ("blocks",)
     head, image_end, lead = "<|im_start|>user\n<|vision_start|>", "<|vision_end|>", ""
     tail = "<|im_end|>\n<|im_start|>assistant\n"

@@ -286,22 +286,24 @@ def align(family: Family, model: nn.Module, seed: int, scenes: int, steps: int) 
         return torch.cat([embeddings[ids], embeddings.new_zeros(1, embeddings.shape[1])])
 
     tables = {
-        "name": table(NAMES), "colour": table(tuple(COLOURS)), "texture": table(TEXTURES), "written": table(TEXTS)
-    }  # fmt: skip
+        "name": table(NAMES),
+        "colour": table(tuple(COLOURS)),
+        "texture": table(TEXTURES),
+        "written": table(TEXTS),
+    }
     words = table(("left", "right", "above", "below", "top", "bottom"))
     axes = torch.stack([words[0] - words[1], words[2] - words[3] + words[4] - words[5]])
-    inputs, targets, owned = [], [], []
+    inputs, targets = [], []
     read = next(iter(family.reads))
     for first in range(0, scenes, 8):
         canvas = family.canvas(seed + 5, first // 8, small=False)
-        drawn = [
-            sample_scene("train", seed + family.seed_offset + 5, first + i, canvas=canvas) for i in range(8)
-        ]
+        stream = seed + family.seed_offset + 5
+        drawn = [sample_scene("train", stream, first + i, canvas=canvas) for i in range(8)]
         pixels, grid = family.seen(drawn)
         labels = family.labels(drawn, grid)[read]
         with torch.no_grad():
             features = family.features(model, pixels, grid)
-        column, row = torch.arange(grid[0] * grid[1]) % grid[1], torch.arange(grid[0] * grid[1]) // grid[1]
+        row, column = torch.cartesian_prod(*map(torch.arange, grid)).T
         middle = torch.stack([column, row], 1) + 0.5
         place = (labels["offset"] + middle) / torch.tensor([grid[1], grid[0]])
         target = 2 * (0.5 - place) @ axes

@@ -63,7 +63,7 @@ class Stage:
         if not self.path.exists():
             return False
         with safe_open(self.path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             state = json.loads(file.metadata()["state"])
         if state["steps"] != self.steps:
             raise ValueError(f"{self.path} is of a training of {state['steps']} steps, not {self.steps}")
@@ -135,4 +135,4 @@ def stage_weights(path: Path, module: str) -> dict[str, torch.Tensor]:
     """The weights of one module in a stage's file."""
     head = f"weights/{module}/"
     with safe_open(path, "pt") as file:
-        return {k.removeprefix(head): file.get_tensor(k) for k in file.keys() if k.startswith(head)}
+        return {k.removeprefix(head): file.get_tensor(k) for k in file.keys() if k.startswith(head)}  # noqa: SIM118

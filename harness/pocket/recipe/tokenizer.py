@@ -8,6 +8,8 @@ prompt.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -55,11 +57,12 @@ _QWEN_NAMES = {
 }
 #: Constant pieces of the Chinese questions; Chinese has no spaces, so the pieces are taught one by one.
 CHINESE_PIECES = (
-    "是什么颜色", "是什么形状", "的物体是什么形状", "的物体是什么颜色", "是什么图案", "物体", "在", "的", "写的是什么单词",
-    "写的是什么数字", "上写的是什么单词", "上写的是什么数字", "上的单词指的是什么", "上的单词用中文怎么说",
-    "上的数字加一是多少", "图中有", "吗", "有多少个", "中哪种颜色只出现一次", "有多少种颜色", "左半边还是右半边",
-    "上半部还是下半部", "的左边还是右边", "的上面还是下面", "左边", "右边", "上面", "下面", "上半部", "下半部",
-    "单词", "数字", "？",
+    "是什么颜色", "是什么形状", "的物体是什么形状", "的物体是什么颜色", "是什么图案", "物体", "在",
+    "的", "写的是什么单词", "写的是什么数字", "上写的是什么单词", "上写的是什么数字",
+    "上的单词指的是什么", "上的单词用中文怎么说", "上的数字加一是多少", "图中有", "吗", "有多少个",
+    "中哪种颜色只出现一次", "有多少种颜色", "左半边还是右半边", "上半部还是下半部",
+    "的左边还是右边", "的上面还是下面", "左边", "右边", "上面", "下面", "上半部", "下半部", "单词",
+    "数字", "？",
 )  # fmt: skip
 # Digits one by one; words with the space before them; Chinese and punctuation in runs.
 _SPLIT = Regex(r" ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]+|\s+")
@@ -86,8 +89,9 @@ def _fragments(scenes: int = 240) -> list[str]:
     )  # fmt: skip
 
 
-def llava_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer (seconds, deterministic)."""
+@cache
+def _trained() -> str:
+    """The tokenizer of pocket-llava as JSON; training takes seconds and gives always the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -108,8 +112,12 @@ def llava_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
+    return tokenizer.to_str()
+
+
+def llava_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=Tokenizer.from_str(_trained()),
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
@@ -120,7 +128,7 @@ def llava_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = llava_tokenizer().backend_tokenizer
+    tokenizer = Tokenizer.from_str(_trained())
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in QWEN_SPECIAL])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in QWEN_ROLES])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
