@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from backbones.engine.before_llm import ImageSide
-from backbones.engine.inside_llm import LayerSide, Prompt
+from backbones.engine.inside_llm import LayerSide, PromptState
 from backbones.engine.selection_check import check_budget
 from backbones.engine.trace import Trace
 from backbones.engine.wrappers import uncompiled, unwrapped
@@ -101,7 +101,7 @@ class Engine:
         self._ids: Tensor | None = None
         self._seen: list[_Seen] | None = None
         self._seen_by: int | None = None
-        self._prompt: Prompt | None = None
+        self._prompt: PromptState | None = None
         self._cache: object = None
         self._is_prefill = self._positions_given = False
         self._step: object = None
@@ -252,7 +252,7 @@ class Engine:
         self._cache = cache
         self._renumbered = self._shortened = False
         self.trace.start(len(embeds))
-        self._prompt = Prompt(layout, sizes, self.adapter.following(layout, positions))
+        self._prompt = PromptState(layout, sizes, self.adapter.following(layout, positions))
         changed = {}
         if self.pruner.selects and any(sizes):
             changed = self._drop_empty(embeds, kwargs)
@@ -295,7 +295,7 @@ class Engine:
         self._note(after)
         self._shortened = True
         positions, following = self._positions(kwargs.get("position_ids"), rows, after, move)
-        self._prompt = Prompt(after, sizes, following)
+        self._prompt = PromptState(after, sizes, following)
         mask = after.valid
         if mask is None and kwargs.get("past_key_values") is None and not kwargs.get("use_cache", True):
             # without cache and mask, transformers takes gaps in the positions for borders of packed sequences

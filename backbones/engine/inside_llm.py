@@ -20,7 +20,7 @@ Rotary = tuple[Tensor, Tensor]
 
 
 @dataclass
-class Prompt:
+class PromptState:
     """A batch on entry of the first layer. sizes: visual tokens of each image of each sample, unpruned. next:
     position [B] of the first decoded token, by the prompt's own numbering."""
 
@@ -54,7 +54,7 @@ class LayerSide:
         self._known: dict[tuple[int, ...], list[Stage]] = {}  # by the sizes of a sample's images
         self.stages: list[Stage] = []
 
-    def start(self, prompt: Prompt, embeds: Tensor) -> None:
+    def start(self, prompt: PromptState, embeds: Tensor) -> None:
         """A prefill begins. embeds: [B, W, D], input of the first layer."""
         self._prompt = prompt
         self._after: list[_AfterCut] = []

@@ -74,6 +74,18 @@ class Part:
     times: int = 1
 
 
+class TracedLayer(nn.Module):
+    """An encoder layer of a tower without padding, as a tracer calls it."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out = self.layer(hidden, attention_mask=None)
+        return out[0] if isinstance(out, tuple) else out
+
+
 @dataclass(frozen=True)
 class TinyParts:
     """Makers of a tiny random checkpoint's parts (`backbones.random_checkpoint`).

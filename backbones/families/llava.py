@@ -21,6 +21,7 @@ from backbones.families.family import (
     KnownCheckpoint,
     Part,
     TinyParts,
+    TracedLayer,
     narrow_text,
     with_sdpa,
 )
@@ -93,7 +94,7 @@ class Llava(Family):
         patches = (height // p) * (width // p)
         layer = with_sdpa(type(self.tower_of(model.model).encoder.layers[0]), vision)
         hidden = torch.empty(1, patches + 1, d, device="meta")  # + CLS
-        parts = [Part(_Traceable(layer), (hidden,), vision.num_hidden_layers)]
+        parts = [Part(TracedLayer(layer), (hidden,), vision.num_hidden_layers)]
         return parts, patches * vision.num_channels * p * p * d
 
     def noise(self, vision, pixels: tuple[int, int], batch: int, generator) -> dict[str, Tensor]:
@@ -111,18 +112,6 @@ class Llava(Family):
         body = {**body, **NO_TOKENS, "vision_config": tower, "text_config": narrow_text(body["text_config"])}
         body.pop("image_token_id", None)  # the same under its newer name
         return body | {"image_token_index": 511}
-
-
-class _Traceable(nn.Module):
-    """An encoder layer as a tracer calls it."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        out = self.layer(hidden, attention_mask=None)
-        return out[0] if isinstance(out, tuple) else out
 
 
 def original_inputs(processor) -> dict[str, object]:

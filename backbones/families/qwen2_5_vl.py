@@ -138,9 +138,9 @@ class QwenVL(Family):
             *[torch.empty(n, d // self.tower_heads(vision), device="meta")] * 2,
         )
         full, windows = self.full_blocks(vision), self.windows(vision, height, width)
-        parts = [Part(_Traceable(block, [n]), inputs, full)]
+        parts = [Part(_TracedBlock(block, [n]), inputs, full)]
         if windows is not None:
-            parts.append(Part(_Traceable(block, windows), inputs, vision.depth - full))
+            parts.append(Part(_TracedBlock(block, windows), inputs, vision.depth - full))
         return parts, self._convolution(vision, n)
 
     def projector_part(self, model: nn.Module) -> Part:
@@ -225,7 +225,7 @@ class Qwen2_5_VL(QwenVL):
         }  # fmt: skip
 
 
-class _Traceable(nn.Module):
+class _TracedBlock(nn.Module):
     """A block of the tower as a tracer calls it, over attention windows of known sizes."""
 
     def __init__(self, block: nn.Module, sizes: Sequence[int]):

@@ -4,13 +4,8 @@ the driver does not tell is None.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from itertools import pairwise
-
-#: between two readings of the power, where there is no energy counter
-SAMPLE_SECONDS = 0.02
 
 
 def find(device, nvml=None) -> Gpu | None:
@@ -64,38 +59,15 @@ class Gpu:
 
     def joules(self, run: Callable[[], object], seconds: float) -> tuple[float | None, str | None]:
         """Energy of one `run` (which ends with the device idle), and how it was measured: the board's total
-        over repeated runs of `seconds` in all, by its counter or else by integrating power readings. (None,
-        None) if it has neither.
+        over repeated runs of `seconds` in all, by its counter. (None, None) if it has none (GPUs older than
+        Volta).
         """
         before = self._ask("nvmlDeviceGetTotalEnergyConsumption", self._handle)  # millijoules
-        if before is not None:
-            runs = _repeat(run, seconds)
-            after = self._ask("nvmlDeviceGetTotalEnergyConsumption", self._handle)
-            return (None, None) if after is None else ((after - before) / 1000 / runs, "energy counter")
-        if self._power() is None:
+        if before is None:
             return None, None
-        samples = [(time.perf_counter(), self._power())]
-        done = threading.Event()
-
-        def sample() -> None:
-            while not done.wait(SAMPLE_SECONDS):
-                samples.append((time.perf_counter(), self._power()))
-
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
-        try:
-            runs = _repeat(run, seconds)
-        finally:
-            done.set()
-            thread.join()
-        samples.append((time.perf_counter(), self._power()))
-        total = integrate(samples)
-        return (None, None) if total is None else (total / runs, "power samples")
-
-    def _power(self) -> float | None:
-        """Watts."""
-        milliwatts = self._ask("nvmlDeviceGetPowerUsage", self._handle)
-        return None if milliwatts is None else milliwatts / 1000
+        runs = _repeat(run, seconds)
+        after = self._ask("nvmlDeviceGetTotalEnergyConsumption", self._handle)
+        return (None, None) if after is None else ((after - before) / 1000 / runs, "energy counter")
 
 
 def _repeat(run: Callable[[], object], seconds: float) -> int:
@@ -104,11 +76,3 @@ def _repeat(run: Callable[[], object], seconds: float) -> int:
         run()
         runs += 1
     return runs
-
-
-def integrate(samples: list[tuple[float, float | None]]) -> float | None:
-    """Joules under (seconds, watts) by the trapezoidal rule; None if a reading failed."""
-    if any(watts is None for _, watts in samples):
-        return None
-    steps = pairwise(samples)
-    return sum((t1 - t0) * (w0 + w1) / 2 for (t0, w0), (t1, w1) in steps)

@@ -28,6 +28,7 @@ from backbones.families.family import (
     Images,
     Part,
     TinyParts,
+    TracedLayer,
     narrow_text,
     with_sdpa,
 )
@@ -75,7 +76,7 @@ class SiglipLlava(Family):
         n = (height // p) * (width // p)
         layer = with_sdpa(type(model.model.vision_tower.encoder.layers[0]), vision)
         hidden = torch.empty(1, n, d, device="meta")
-        parts = [Part(Traceable(layer), (hidden,), vision.num_hidden_layers)]
+        parts = [Part(TracedLayer(layer), (hidden,), vision.num_hidden_layers)]
         return parts, n * vision.num_channels * p * p * d
 
     def noise(self, vision, pixels, batch, generator):
@@ -85,18 +86,6 @@ class SiglipLlava(Family):
         widths = {"intermediate_size": 32, "num_attention_heads": 2, "hidden_size": NARROW_WIDTH}
         tower, text = {**body["vision_config"], **widths}, narrow_text(body["text_config"])
         return {**body, **NO_TOKENS, "vision_config": tower, "text_config": text, "image_token_index": 511}
-
-
-class Traceable(torch.nn.Module):
-    """An encoder layer as a tracer calls it."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden):
-        out = self.layer(hidden, attention_mask=None)
-        return out[0] if isinstance(out, tuple) else out
 
 
 class SiglipAdapter(Adapter):
