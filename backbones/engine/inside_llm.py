@@ -169,9 +169,7 @@ class LayerSide:
         self._after.append(_AfterCut(after, rotary, following))
         return hidden
 
-    def _ask(
-        self, number: int, b: int, hidden: Tensor, attention: list[Tensor] | None, keys: Tensor | None
-    ):
+    def _ask(self, number: int, b: int, hidden: Tensor, attention: list[Tensor] | None, keys: Tensor | None):
         """The stage's answer about sample b, None if it has no visual tokens. keys: [B, H_kv, W, d_head]."""
         layout = self.layout
         columns = layout.columns[b]

@@ -87,9 +87,7 @@ def flops(
     from harness.costs.shape_counter import TEXT_TOKENS
     from harness.report import flops_report
 
-    return flops_report.run(
-        backbone, budget, specs, text_tokens or TEXT_TOKENS, image_size, visual_only_macs
-    )
+    return flops_report.run(backbone, budget, specs, text_tokens or TEXT_TOKENS, image_size, visual_only_macs)
 
 
 @dataclass(frozen=True)

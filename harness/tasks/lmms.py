@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from methods.errors import UserError
 
 #: bytes of parquet files that are read into memory; more are mapped from a copy in the datasets cache
 IN_MEMORY = 256 << 20
+#: images that wait for being decoded when those of a slice are checked
+DECODED_AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -71,22 +73,39 @@ class Documents:
             _check_groups(benchmark, source, self.groups)
         #: questions of the slice that cannot be asked; the others are
         self.unaskable: list[Unaskable] = []
+        #: one identity a document, equal for equal images (GQA: its imageId; else a digest of the bytes)
+        self.image_ids: list[str] = []
         self._check_images()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def _check_images(self) -> None:
-        """Decode every distinct image of the slice, and leave out the questions on those that are none."""
-        stored = self._stored()
-        distinct = {image["bytes"]: None for image in stored if image and image["bytes"]}
+        """Decode every distinct image of the slice, and leave out the questions on those that are none.
+
+        A few images are in memory at a time, whatever the size of the files.
+        """
+        found: dict[str, Future] = {}
+        ahead: deque[Future] = deque()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside of Python's lock
-            found = dict(zip(distinct, pool.map(images.problem, distinct)))
-        found |= {None: images.problem(None), b"": images.problem(None)}
-        verdicts = [found[(image or {"bytes": None})["bytes"]] for image in stored]
+            for key, stored in zip(self._identities(), self._stored()):
+                if key not in found:
+                    found[key] = pool.submit(images.problem, (stored or {}).get("bytes"))
+                    ahead.append(found[key])
+                if len(ahead) > DECODED_AHEAD:
+                    ahead.popleft().result()
+                self.image_ids.append(key)
+        verdicts = [found[key].result() for key in self.image_ids]
         #: upright (width, height) of each document's image
         self._sizes = [size for _, size in verdicts]
         self._leave_out([why for why, _ in verdicts])
+
+    def _identities(self) -> Iterator[str]:
+        if "images" in self.source.files:
+            yield from map(str, self.rows["imageId"])
+        else:
+            for stored in self._stored():
+                yield hashlib.sha256((stored or {}).get("bytes") or b"").hexdigest()[:16]
 
     def leave_out_refused(self, refuses: Callable[[int, int], str]) -> None:
         """Leave out the questions on images of which `refuses` says, given their width and height, why they
@@ -114,11 +133,10 @@ class Documents:
                 f"{self.benchmark.name}: no question can be asked; {self.unaskable[0]} "
                 f"({_named(self.source.files['rows'])})"
             )
-        self.numbers, self.groups, self._sizes = (
-            [own[i] for i in stay] for own in (self.numbers, self.groups, self._sizes)
+        self.numbers, self.groups, self._sizes, self.image_ids = (
+            [own[i] for i in stay] for own in (self.numbers, self.groups, self._sizes, self.image_ids)
         )
         self.rows = self.rows.select(stay)
-        self.__dict__.pop("image_ids", None)
 
     @property
     def decoded(self):
@@ -139,32 +157,22 @@ class Documents:
         """Of the files, see `Source.digest`."""
         return self.source.digest()
 
-    @functools.cached_property
-    def image_ids(self) -> list[str]:
-        """One identity a document, equal for equal images (GQA: its imageId; else a digest of the stored
-        bytes).
-        """
-        if "images" in self.source.files:
-            return [str(i) for i in self.rows["imageId"]]
-        return [hashlib.sha256(image["bytes"]).hexdigest()[:16] for image in self._stored()]
-
     @property
     def image_names(self) -> list[str]:
         """The name each document's image has in the file (GQA: its imageId)."""
         if "images" in self.source.files:
             return self.image_ids
-        return [str((r or {}).get("path")) for r in self._stored()]
+        return [str((stored or {}).get("path")) for stored in self._stored()]
 
-    def _stored(self) -> list[dict]:
-        """The images as they are stored: {"bytes", "path"}; bytes None where there is none."""
+    def _stored(self) -> Iterator[dict]:
+        """The images as they are stored, one after the other: {"bytes", "path"}; bytes None where there is
+        none."""
         import datasets
 
         if "images" in self.source.files:
             table = _images(tuple(self.source.files["images"]))
-            wanted = self.rows["imageId"]
-            known = {i: table[i] for i in dict.fromkeys(wanted)}
-            return [{"bytes": known[i], "path": str(i)} for i in wanted]
-        return self.rows.cast_column("image", datasets.Image(decode=False))["image"]
+            return ({"bytes": table[i], "path": str(i)} for i in self.rows["imageId"])
+        return iter(self.rows.cast_column("image", datasets.Image(decode=False))["image"])
 
 
 def read(paths: Sequence[Path]):

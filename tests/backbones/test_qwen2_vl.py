@@ -116,7 +116,9 @@ def test_plan_is_the_real_prefill(qwen2, singles, spec):
     real = macs.count_prefill(counter, qwen2, pruner, one)
     assert made.visual_tokens == real.visual_tokens and made.own == real.selection
     height, width = (28 * n for n in made.grid)
-    assert real.tower == counter.tower(height, width) == qwen2.family.tower_macs(
-        config.vision_config, height, width
+    assert (
+        real.tower
+        == counter.tower(height, width)
+        == qwen2.family.tower_macs(config.vision_config, height, width)
     )
     assert real.projector == qwen2.family.projector_macs(config, made.projected)
