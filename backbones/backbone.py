@@ -36,24 +36,25 @@ class Backbone:
     facts: Mapping[str, object] = field(default_factory=dict, kw_only=True)
 
     @cached_property
-    def _adapter(self):
+    def adapter(self):
+        """What is known of the loaded model: `backbones.families.family.Adapter`."""
         return adapter_for(self.model)
 
     @property
     def family(self) -> Family:
-        return self._adapter.family
+        return self.adapter.family
 
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens of an image, unpruned; the most that an image can have where they differ."""
-        if self._adapter.visual_tokens is not None:
-            return self._adapter.visual_tokens
+        if self.adapter.visual_tokens is not None:
+            return self.adapter.visual_tokens
         return self.family.most_visual_tokens(self.processor)
 
     @property
     def num_layers(self) -> int:
         """Decoder layers of the language model."""
-        return len(self._adapter.layers)
+        return len(self.adapter.layers)
 
     def inputs(self, images: Sequence, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Model inputs for one user turn each: images ahead of a text.

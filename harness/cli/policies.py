@@ -224,9 +224,10 @@ def train(
     """
     settings = options.train_options(out=out, resume=resume, stop_at=stop_at)
     _check_files(settings)
+    from harness.pocket.supplies import PocketSupplies
     from methods.stepprune.training.train import train
 
-    train(_destined(settings))
+    train(_destined(settings), PocketSupplies())
     return 0
 
 
@@ -286,9 +287,11 @@ def ablate(
         changes["target_tokens"] = AblationOptions.target_tokens
     settings = options.train_options(**changes)
     _check_files(settings)
+    from harness.pocket.supplies import PocketSupplies
     from methods.stepprune.training import ablate
 
-    return ablate.main(AblationOptions(folder, tuple(dict.fromkeys(rows)), seeds), settings)
+    chosen = AblationOptions(folder, tuple(dict.fromkeys(rows)), seeds)
+    return ablate.main(chosen, settings, PocketSupplies())
 
 
 @command("calibrate", examples=CALIBRATE)
@@ -304,12 +307,14 @@ def calibrate(
 ) -> int:
     """Calibrate a checkpoint to further mean token counts."""
     from backbones.hub.find import find
+    from harness.pocket.supplies import PocketSupplies
     from harness.run.device import resolve
     from methods.stepprune.training import calibrate
 
     find(backbone)
 
-    return calibrate.run(CalibrateOptions(checkpoint, tuple(tokens), backbone, images, resolve(device)))
+    options = CalibrateOptions(checkpoint, tuple(tokens), backbone, images, resolve(device))
+    return calibrate.run(options, PocketSupplies())
 
 
 @command("bench-policy", examples=BENCH)

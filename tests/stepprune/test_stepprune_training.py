@@ -14,13 +14,14 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from harness.cli import app, policies
+from harness.pocket.supplies import Pocket8, PocketSupplies
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig, counts, cut_at
 from methods.stepprune.training import ablate, calibrate
 from methods.stepprune.training import train as train_module
-from methods.stepprune.training.data import Collator, LlavaInstructions, Pocket8
+from methods.stepprune.training.data import Collator, LlavaInstructions
 from methods.stepprune.training.objective import (
     IGNORE,
     FrozenModel,
@@ -53,7 +54,7 @@ def own(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def frozen(own):
-    return FrozenModel(own.model)
+    return FrozenModel(own.model, own.adapter)
 
 
 @pytest.fixture(scope="module")
@@ -301,21 +302,20 @@ def few_held_out(monkeypatch):
     """Two held-out images instead of 48."""
     from methods.stepprune.training import train as module
 
-    monkeypatch.setattr(module, "HELD_OUT_IMAGES", 2)
     original = module.held_out
-    monkeypatch.setattr(module, "held_out", lambda b, f, images=2: original(b, f, 2))
+    monkeypatch.setattr(module, "held_out", lambda s, b, f, images=2: original(s, b, f, 2))
 
 
 @pytest.fixture
 def trained(tiny_checkpoint, tmp_path, few_held_out):
     options_ = options(tiny_checkpoint, tmp_path / "a.safetensors")
-    return options_, train(options_)
+    return options_, train(options_, PocketSupplies())
 
 
 def test_two_processes_are_one_that_accumulates(tiny_checkpoint, tmp_path, few_held_out, new_accelerator):
     """Data parallel on two CPU processes: what one process with two micro-steps a step gives."""
     alone = options(tiny_checkpoint, tmp_path / "alone.safetensors", steps=2, accumulate=2)
-    train(alone)
+    train(alone, PocketSupplies())
     together = tmp_path / "together.safetensors"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "harness", "train", "stepprune", "--backbone", str(tiny_checkpoint), "--steps", "2"]
@@ -336,8 +336,8 @@ def test_two_processes_are_one_that_accumulates(tiny_checkpoint, tmp_path, few_h
 def test_resume_gives_the_same_curve(trained, tiny_checkpoint, tmp_path):
     whole, summary = trained
     parts = options(tiny_checkpoint, tmp_path / "b.safetensors", resume=True, stop_at=4)
-    assert train(parts) == {} and not parts.out.exists()
-    train(options(tiny_checkpoint, parts.out, resume=True))
+    assert train(parts, PocketSupplies()) == {} and not parts.out.exists()
+    train(options(tiny_checkpoint, parts.out, resume=True), PocketSupplies())
     curves = [pd.read_csv(o.log) for o in (whole, parts)]
     pd.testing.assert_frame_equal(*curves, check_exact=True)
     assert curves[0]["step"].tolist() == [1, 2, 3, 4, 5, 6]
@@ -353,7 +353,7 @@ def test_resume_gives_the_same_curve(trained, tiny_checkpoint, tmp_path):
     assert found.digest() == again.digest() and found.calibration == again.calibration
     assert found.bias_for(found.tokens) is not None and found.training["target_tokens"] == 8
     with pytest.raises(UserError, match="exists; give another --out"):
-        train(whole)
+        train(whole, PocketSupplies())
 
 
 def test_going_on_from_a_checkpoint(trained, tiny_checkpoint, frozen, batch, tmp_path):
@@ -369,7 +369,7 @@ def test_going_on_from_a_checkpoint(trained, tiny_checkpoint, frozen, batch, tmp
     assert abs(float(counts(margins, 0.0).double().mean()) - 20) < 2
     with pytest.raises(UserError, match="another shape"):
         new_objective(replace(onward, decoder_layers=2), frozen, batch)
-    train(replace(onward, steps=1))
+    train(replace(onward, steps=1), PocketSupplies())
     assert checkpoints.read(onward.out).training["start_from"] == "a.safetensors"
 
 
@@ -386,7 +386,8 @@ def test_accumulation_and_mixed_precision(tiny_checkpoint, tmp_path, few_held_ou
         options(
             tiny_checkpoint, tmp_path / "c.safetensors", steps=2, accumulate=2, precision="bf16",
             target_tokens=None, length_weight=0.05,
-        )
+        ),
+        PocketSupplies(),
     )  # fmt: skip
     table = pd.read_csv(tmp_path / "c.csv")
     assert len(table) == 2 and table["lm_loss"].notna().all() and table["stop_bias"].nunique() == 1
@@ -399,15 +400,15 @@ def test_ablate(tiny_checkpoint, tmp_path, few_held_out, monkeypatch, capsys):
     monkeypatch.setitem(ablate.ROWS, "paper", dict(list(ablate.PAPER.items())[:1]))
     base = options(tiny_checkpoint, tmp_path / "x.safetensors", steps=1)
     folder = tmp_path / "t"
-    results = ablate.run(base, folder, seeds=(3, 4))
+    results = ablate.run(base, folder, PocketSupplies(), seeds=(3, 4))
     assert {name: list(by_seed) for name, by_seed in results.items()} == {
         "stepprune": [3, 4], "encoder: causal": [3, 4]
     }  # fmt: skip
     causal = [checkpoints.read(folder / f"seed{s}" / "encoder-causal.safetensors") for s in (3, 4)]
     assert all(c.config.causal_encoder for c in causal) and [c.training["seed"] for c in causal] == [3, 4]
     assert "| encoder: causal | 2 |" in (folder / "ablations.md").read_text()
-    monkeypatch.setattr(ablate, "train", lambda o: pytest.fail("trained again"))
-    ablate.run(base, folder, seeds=(3, 4))
+    monkeypatch.setattr(ablate, "train", lambda *_: pytest.fail("trained again"))
+    ablate.run(base, folder, PocketSupplies(), seeds=(3, 4))
 
 
 def test_every_ablation_changes_one_thing(tiny_checkpoint, tmp_path):
@@ -435,9 +436,9 @@ def test_default_place_of_a_checkpoint(monkeypatch, tmp_path):
     """Where it is found without being named; a shipped one is not in the way, and is not replaced."""
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
     places = []
-    monkeypatch.setattr(train_module, "train", lambda o: places.append(o.out))
-    command = ["train", "stepprune", "--backbone", "some/pocket", "--target-tokens", "8"]
-    found = tmp_path / "pocket" / "k8.safetensors"
+    monkeypatch.setattr(train_module, "train", lambda o, *_: places.append(o.out))
+    command = ["train", "stepprune", "--backbone", "pocket-llava", "--target-tokens", "8"]
+    found = tmp_path / "pocket-llava" / "k8.safetensors"
     assert app.main(command) == 0
     found.parent.mkdir()
     found.touch()
@@ -445,7 +446,7 @@ def test_default_place_of_a_checkpoint(monkeypatch, tmp_path):
     (found.parent / ".k8.training").mkdir()  # a run of the user's own
     assert app.main(command) == 0
     assert app.main([*command, "--out", "x.safetensors"]) == 0
-    assert places == [found, policies.LOCAL / "pocket" / "k8.safetensors", found, Path("x.safetensors")]
+    assert places == [found, policies.LOCAL / "pocket-llava" / "k8.safetensors", found, Path("x.safetensors")]
 
 
 def test_bad_options(tiny_checkpoint, tmp_path):
@@ -457,7 +458,7 @@ def test_bad_options(tiny_checkpoint, tmp_path):
         with pytest.raises(UserError, match=words):
             options(tiny_checkpoint, tmp_path / "a.safetensors", **changes)
     with pytest.raises(UserError, match="1 to 64"):
-        train(options(tiny_checkpoint, tmp_path / "a.safetensors", target_tokens=65))
+        train(options(tiny_checkpoint, tmp_path / "a.safetensors", target_tokens=65), PocketSupplies())
 
 
 def test_schedules():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.pocket.supplies import PocketSupplies
 from methods.stepprune import StepPrune
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
@@ -44,7 +45,7 @@ def own(tiny_qwen_checkpoint):
 
 @pytest.fixture(scope="module")
 def frozen(own):
-    return FrozenModel(own.model)
+    return FrozenModel(own.model, own.adapter)
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +138,13 @@ def test_a_trained_checkpoint_prunes(tiny_qwen_checkpoint, tmp_path, monkeypatch
     monkeypatch.setattr(
         module,
         "held_out",
-        lambda b, f, images=3: iter([Collator(b, f)([example(s, i) for i, s in enumerate(SIZES)])]),
+        lambda s, b, f, images=3: iter([Collator(b, f)([example(s, i) for i, s in enumerate(SIZES)])]),
     )
     options = TrainOptions(
         out=tmp_path / "q.safetensors", backbone=str(tiny_qwen_checkpoint), target_tokens=4, steps=3,
         batch_size=6, questions=2, warmup=1, log_every=1, device="cpu", max_steps=21,
     )  # fmt: skip
-    train(options)
+    train(options, PocketSupplies())
     assert checkpoints.read(options.out).visual_tokens == pytest.approx(14)
     inputs = own.inputs([example(size, 0).image for size in SIZES], ["What is it?"] * 3)
     with StepPrune(budget=0.3, checkpoint=str(options.out))(own.model) as trace:

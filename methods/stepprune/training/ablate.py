@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from methods.stepprune.training.data import Supplies
 from methods.stepprune.training.options import AblationOptions, TrainOptions
 from methods.stepprune.training.train import train
 
@@ -56,7 +57,11 @@ def variants(base: TrainOptions, folder: Path, groups: Sequence[str]) -> dict[st
 
 
 def run(
-    base: TrainOptions, folder: Path, groups: Sequence[str] = ("paper",), seeds: Sequence[int] = (0,)
+    base: TrainOptions,
+    folder: Path,
+    supplies: Supplies,
+    groups: Sequence[str] = ("paper",),
+    seeds: Sequence[int] = (0,),
 ) -> Results:
     """Train every variant with every seed where there is no summary yet; write `<folder>/ablations.json` and
     `.md`. Checkpoints and logs stand in `<folder>/seed<N>`.
@@ -71,7 +76,7 @@ def run(
             summary = options.out.with_suffix(".summary.json")
             if not summary.exists():
                 print(f"-- {name}, seed {seed}", flush=True)
-                train(replace(options, resume=True, cost=False))
+                train(replace(options, resume=True, cost=False), supplies)
             results.setdefault(name, {})[seed] = json.loads(summary.read_text())
             (folder / "ablations.json").write_text(
                 json.dumps({"steps": base.steps, "rows": results}, indent=1) + "\n"
@@ -111,6 +116,6 @@ def markdown(results: Results, steps: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(options: AblationOptions, base: TrainOptions) -> int:
-    run(base, options.folder, options.rows, range(base.seed, base.seed + options.seeds))
+def main(options: AblationOptions, base: TrainOptions, supplies: Supplies) -> int:
+    run(base, options.folder, supplies, options.rows, range(base.seed, base.seed + options.seeds))
     return 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.policy import Policy, counts
+from methods.stepprune.training.data import Supplies, held_out
 from methods.stepprune.training.objective import Batch, FrozenModel
 from methods.stepprune.training.options import CalibrateOptions
 
@@ -77,20 +78,17 @@ def add_calibration(
     found.calibration = sorted(pairs.items())
 
 
-def run(options: CalibrateOptions) -> int:
-    """`python -m harness calibrate stepprune`."""
-    import backbones
-    from methods.stepprune.training.train import held_out
-
+def run(options: CalibrateOptions, supplies: Supplies) -> int:
+    """`python -m harness calibrate stepprune`. supplies: see `methods.stepprune.training.data.Supplies`."""
     path = Path(options.checkpoint)
     if not path.exists():
         path = checkpoints.SHIPPED / options.backbone / options.checkpoint
     found = checkpoints.read(path)
-    backbone = backbones.load(options.backbone, device=options.device)
-    frozen = FrozenModel(backbone.model)
+    backbone = supplies.backbone(options.backbone, options.device)
+    frozen = FrozenModel(backbone.model, backbone.adapter)
     found.check(frozen.width, frozen.text_width)
     policy = found.load()[0].to(backbone.model.device)
-    margins = collect(policy, frozen, held_out(backbone, frozen, options.images))
+    margins = collect(policy, frozen, held_out(supplies.held_out(backbone), backbone, frozen, options.images))
     for tokens in options.tokens:
         bias_for(margins, tokens)  # a mean that cannot be had is an error here
     add_calibration(found, policy, margins, options.tokens)

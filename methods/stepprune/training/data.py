@@ -1,4 +1,4 @@
-"""Answered questions about images: Pocket-8's training scenes, or a file in LLaVA's instruction format.
+"""Answered questions about images: a file in LLaVA's instruction format, or what `Supplies` gives.
 
 Both are functions of (seed, index): the same index gives the same sample, in any process, so that a resumed
 or a distributed run sees exactly what an uninterrupted one on one device would.
@@ -7,18 +7,20 @@ or a distributed run sees exactly what an uninterrupted one on one device would.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from backbones.backbone import Backbone
-from backbones.families.family import Grid
 from methods.errors import UserError
 from methods.stepprune.batch import padded
-from methods.stepprune.training.objective import IGNORE, Batch, FrozenModel
+from methods.stepprune.training.objective import IGNORE, Batch, FrozenModel, Grid
+
+#: images of the held-out set that calibrates a checkpoint, each with as many questions as there are tasks
+HELD_OUT_IMAGES = 48
 
 
 @dataclass(frozen=True)
@@ -31,36 +33,28 @@ class Example:
     things: int = -1
 
 
-class Pocket8:
-    """Scenes of a split ("train"; "calibration" for held-out ones) with questions of all eight tasks in turn.
+class Source(Protocol):
+    """Endless samples by number."""
 
-    questions: asked of each scene. Scene i of a seed is always the same one. varied: on canvases of varied
-    size instead of squares.
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class Supplies(Protocol):
+    """What training is given from above `methods/`: models and data.
+
+    A backbone has `model` (Hugging Face's), `adapter` (what is known of its family), `processor`,
+    `num_visual_tokens` of an image at most, and `describe()` with a digest of its weights
+    (`backbones.backbone.Backbone`).
     """
 
-    def __init__(self, split: str = "train", questions: int = 4, seed: int = 0, varied: bool = False):
-        self.split, self.questions, self.seed, self.varied = split, questions, seed, varied
+    def backbone(self, name: str, device: str):
+        """The backbone of that name, on the device. Raises UserError if there is none."""
 
-    def __getitem__(self, index: int) -> Example:
-        from harness.pocket.data import documents
-        from harness.pocket.data.scenes import SQUARE, render, sample_scene, varied_canvas
+    def training(self, backbone, questions: int, seed: int) -> Source:
+        """The default training data for a backbone; so many questions of each image."""
 
-        # an own stream: the backbones were trained on seeds below 200, the benchmark's is a date
-        seed = 7_000_000 + self.seed
-        canvas = varied_canvas(seed, index) if self.varied else SQUARE
-        scene = sample_scene(self.split, seed, index, canvas=canvas)
-        rng = np.random.default_rng([7, self.seed, index])
-        asked: list[tuple[str, str]] = []
-        first, tries = index * self.questions, 0
-        while len(asked) < self.questions:  # not every task has a question about every scene
-            task = documents.TASKS[(first + len(asked) + tries) % len(documents.TASKS)]
-            rows = documents.MAKERS[task](scene, rng)
-            if rows:
-                row = rows[int(rng.integers(len(rows)))]
-                asked.append((documents.prompt(task, row), documents.target(task, row)))
-            else:
-                tries += 1
-        return Example(render(scene), tuple(asked), len(scene.things))
+    def held_out(self, backbone) -> Source:
+        """Questions that no training sees, eight of each image."""
 
 
 class LlavaInstructions:
@@ -114,7 +108,7 @@ class Collator:
     max_text: ids behind the image beyond which a sample's answer is cut off.
     """
 
-    def __init__(self, backbone: Backbone, frozen: FrozenModel, max_text: int = 1024):
+    def __init__(self, backbone, frozen: FrozenModel, max_text: int = 1024):
         self.backbone, self.frozen, self.max_text = backbone, frozen, max_text
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
@@ -174,3 +168,10 @@ class Collator:
             raise ValueError(f"the answer {answer!r} changes the tokens of its prompt")
         at = asked.index(image)
         return asked[:at], answered[at + 1 :][: self.max_text], len(asked) - at - 1
+
+
+def held_out(source: Source, backbone, frozen: FrozenModel, images: int = HELD_OUT_IMAGES) -> Iterator[Batch]:
+    """Held-out questions (`Supplies.held_out`), four images per batch."""
+    collate = Collator(backbone, frozen)
+    for first in range(0, images, 4):
+        yield collate([source[i] for i in range(first, min(first + 4, images))])

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.families import adapter_for
-from backbones.families.family import Grid
 from methods.stepprune.gate import LocalDenoiser, noise_gate
 from methods.stepprune.policy import Choices, Policy, cut_at, trimmed
 from methods.stepprune.training.options import Aggregation
 from methods.stepprune.training.scores import expected_length, scores, with_held_length
 from methods.stepprune.training.soft_topk import soft_topk, standardised
+
+#: rows and columns of an image's visual tokens
+Grid = tuple[int, int]
 
 IGNORE = -100
 
@@ -66,9 +67,10 @@ class Batch:
 class FrozenModel:
     """The vision-language model around the policy: no module, so that nothing registers its parameters."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, adapter):
+        """adapter: what is known of the model's family (`backbones.families.family.Adapter`)."""
         self.model = model.eval().requires_grad_(False)
-        self.adapter = adapter_for(model)
+        self.adapter = adapter
         vision = model.config.vision_config
         self.width = getattr(vision, "out_hidden_size", vision.hidden_size)  # a merger is part of the tower
         self.text_width = self.adapter.text_config.hidden_size

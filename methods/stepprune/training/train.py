@@ -24,7 +24,7 @@ from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig, counts
 from methods.stepprune.training import calibrate, state
-from methods.stepprune.training.data import Collator, LlavaInstructions, Pocket8
+from methods.stepprune.training.data import Collator, LlavaInstructions, Source, Supplies, held_out
 from methods.stepprune.training.log import Log, gradient_norms, plot
 from methods.stepprune.training.objective import (
     Batch,
@@ -38,8 +38,6 @@ from methods.stepprune.training.objective import (
 from methods.stepprune.training.options import TrainOptions
 from methods.stepprune.training.scores import default_gamma
 
-#: images of the held-out set that calibrates a checkpoint, each with as many questions as there are tasks
-HELD_OUT_IMAGES = 48
 #: K-bar is an average over about so many steps
 MEMORY = 20
 
@@ -70,15 +68,6 @@ def batches(source, collate: Collator, numbers: range, images: int, workers: int
         collate_fn=lambda examples: examples,
     )
     return map(collate, loader)
-
-
-def held_out(backbone, frozen: FrozenModel, images: int = HELD_OUT_IMAGES) -> Iterator[Batch]:
-    """Questions of Pocket-8's calibration split: four images a batch, one question of each task."""
-    varied = backbone.family.any_size
-    source = Pocket8("calibration", questions=8, seed=1, varied=varied)
-    collate = Collator(backbone, frozen)
-    for first in range(0, images, 4):
-        yield collate([source[i] for i in range(first, min(first + 4, images))])
 
 
 # ---- schedules
@@ -218,15 +207,15 @@ def parameter_groups(objective: Objective, options: TrainOptions) -> list[dict]:
 # ---- the run
 
 
-def train(options: TrainOptions) -> dict[str, object]:
+def train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
     """Train, calibrate, write checkpoint, log and plot. Returns the summary that is written as
     <out>.summary.json. Raises UserError if `out` exists or a run is under way and `resume` is not set, if it
     was begun with other options, or if another process is at it."""
     with state.only_training(options):
-        return _train(options)
+        return _train(options, supplies)
 
 
-def _train(options: TrainOptions) -> dict[str, object]:
+def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
     from accelerate import Accelerator
     from accelerate.utils import set_seed
     from tqdm import tqdm
@@ -238,14 +227,12 @@ def _train(options: TrainOptions) -> dict[str, object]:
         cpu=options.device == "cpu",
     )
     set_seed(options.seed)
-    import backbones
-
-    backbone = backbones.load(options.backbone, device=str(accelerator.device))
-    frozen = FrozenModel(backbone.model)
+    backbone = supplies.backbone(options.backbone, str(accelerator.device))
+    frozen = FrozenModel(backbone.model, backbone.adapter)
     most = backbone.num_visual_tokens
     if options.target_tokens is not None and not 1 <= options.target_tokens <= most:
         raise UserError(f"--target-tokens must be 1 to {most}, the tokens of an image")
-    source, collate = data_source(options, backbone), Collator(backbone, frozen)
+    source, collate = data_source(options, backbone, supplies), Collator(backbone, frozen)
     images = options.batch_size // options.questions
     objective = new_objective(options, frozen, collate([source[i] for i in range(images)]))
     optimiser = torch.optim.AdamW(parameter_groups(objective, options), betas=(0.9, 0.98))
@@ -317,7 +304,7 @@ def _train(options: TrainOptions) -> dict[str, object]:
     if not main or stop_at < options.steps:
         return {}
     seconds += time.monotonic() - clock
-    return _finish(options, backbone, frozen, objective, seconds, control)
+    return _finish(options, supplies, backbone, frozen, objective, seconds, control)
 
 
 REPORTED = ("lm_loss", "right", "expected", "pointer_max", "gate_undecided", "steps")
@@ -343,17 +330,17 @@ def _check_free(options: TrainOptions) -> None:
             raise UserError(f"{path} exists; give another --out, go on with --resume, or remove it")
 
 
-def data_source(options: TrainOptions, backbone):
+def data_source(options: TrainOptions, backbone, supplies: Supplies) -> Source:
     """What questions come from."""
     if options.data is None:
-        return Pocket8("train", options.questions, options.seed, backbone.family.any_size)
+        return supplies.training(backbone, options.questions, options.seed)
     return LlavaInstructions(options.data, options.images, options.questions, options.seed)
 
 
-def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str, object]:
+def _finish(options, supplies, backbone, frozen, objective, seconds, control) -> dict[str, object]:
     """Calibrate and write the checkpoint; compare the pathways; sum up."""
     checkpoints.round_as_stored(objective.eval())
-    policy, held = objective.policy, list(held_out(backbone, frozen))
+    policy, held = objective.policy, list(held_out(supplies.held_out(backbone), backbone, frozen))
     margins = calibrate.collect(policy, frozen, held)
     if options.target_tokens is not None:  # training held the mean of its own questions
         policy.stop_bias.add_(calibrate.bias_for(margins, options.target_tokens))
@@ -387,7 +374,7 @@ def _finish(options, backbone, frozen, objective, seconds, control) -> dict[str,
         "pathways": pathways(objective, held, end),
     }
     if options.cost:
-        summary["cost"] = step_cost(objective, next(held_out(backbone, frozen, 4)), end)
+        summary["cost"] = step_cost(objective, held[0], end)
     options.out.with_suffix(".summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(
         f"{options.out}: mean K {summary['mean_tokens']:.1f} ± {summary['std_tokens']:.1f} "

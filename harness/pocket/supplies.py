@@ -1,0 +1,54 @@
+"""What the trainers of learned methods are given: backbones by name, and questions about drawn scenes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import backbones
+from methods.stepprune.training.data import Example
+
+
+class Pocket8:
+    """Scenes of a split ("train"; "calibration" for held-out ones) with questions of all eight tasks in turn.
+
+    questions: asked of each scene. Scene i of a seed is always the same one. varied: on canvases of varied
+    size instead of squares.
+    """
+
+    def __init__(self, split: str = "train", questions: int = 4, seed: int = 0, varied: bool = False):
+        self.split, self.questions, self.seed, self.varied = split, questions, seed, varied
+
+    def __getitem__(self, index: int) -> Example:
+        from harness.pocket.data import documents
+        from harness.pocket.data.scenes import SQUARE, render, sample_scene, varied_canvas
+
+        # an own stream: the backbones were trained on seeds below 200, the benchmark's is a date
+        seed = 7_000_000 + self.seed
+        canvas = varied_canvas(seed, index) if self.varied else SQUARE
+        scene = sample_scene(self.split, seed, index, canvas=canvas)
+        rng = np.random.default_rng([7, self.seed, index])
+        asked: list[tuple[str, str]] = []
+        first, tries = index * self.questions, 0
+        while len(asked) < self.questions:  # not every task has a question about every scene
+            task = documents.TASKS[(first + len(asked) + tries) % len(documents.TASKS)]
+            rows = documents.MAKERS[task](scene, rng)
+            if rows:
+                row = rows[int(rng.integers(len(rows)))]
+                asked.append((documents.prompt(task, row), documents.target(task, row)))
+            else:
+                tries += 1
+        return Example(render(scene), tuple(asked), len(scene.things))
+
+
+class PocketSupplies:
+    """`methods.stepprune.training.data.Supplies`: any backbone, and Pocket-8's scenes."""
+
+    def backbone(self, name: str, device: str):
+        return backbones.load(name, device=device)
+
+    def training(self, backbone, questions: int, seed: int) -> Pocket8:
+        return Pocket8("train", questions, seed, backbone.family.any_size)
+
+    def held_out(self, backbone) -> Pocket8:
+        """The calibration split, one question of each task."""
+        return Pocket8("calibration", questions=8, seed=1, varied=backbone.family.any_size)
