@@ -59,7 +59,8 @@ def test_a_truncated_policy_is_named(tmp_path, left):
     own.save(Policy(config), LocalDenoiser(16))
     assert checkpoint.read(own.path).load()
     own.path.write_bytes(own.path.read_bytes()[:left])
-    with pytest.raises(UserError, match=r"k8\.safetensors (cannot be read .* restore it|holds other weights .* restore both)"):
+    named = r"k8\.safetensors (cannot be read .* restore it|holds other weights .* restore both)"
+    with pytest.raises(UserError, match=named):
         checkpoint.read(own.path).load()
     assert own.path.stat().st_size == left
 
