@@ -20,8 +20,12 @@ from torch import Tensor
 class Layout:
     """One state of the batch, B samples in W columns.
 
-    lengths: valid tokens of each sample. columns: for each sample, the columns of its visual tokens,
-    ascending int64. kept: for each sample, which token of its image each of those is. device: of the tensors.
+    Attributes:
+        width: W.
+        lengths: valid tokens of each sample.
+        columns: for each sample, int64 [V], the columns of its visual tokens, ascending.
+        kept: for each sample, int64 [V], which token of its image each of those is.
+        device: of the tensors.
     """
 
     width: int
@@ -90,8 +94,12 @@ def layout_of(is_visual: Tensor, mask: Tensor | None) -> Layout:
 
 @dataclass(frozen=True)
 class Move:
-    """What a cut does to the columns. source: old column that each new one gets its values from; place: old
-    column that it gets its position from; both int64 [B, W'], 0 at padding."""
+    """What a cut does to the columns.
+
+    Attributes:
+        source: int64 [B, W'], old column that each new one gets its values from; 0 at padding.
+        place: int64 [B, W'], old column that each new one gets its position from; 0 at padding.
+    """
 
     source: Tensor
     place: Tensor

@@ -21,8 +21,13 @@ Rotary = tuple[Tensor, Tensor]
 
 @dataclass
 class PromptState:
-    """A batch on entry of the first layer. sizes: visual tokens of each image of each sample, unpruned. next:
-    position [B] of the first decoded token, by the prompt's own numbering."""
+    """A batch on entry of the first layer.
+
+    Attributes:
+        layout: of its columns.
+        sizes: visual tokens of each image of each sample, unpruned.
+        next: int64 [B], position of the first decoded token, by the prompt's own numbering.
+    """
 
     layout: Layout
     sizes: Sequence[Sequence[int]]
@@ -31,9 +36,16 @@ class PromptState:
 
 @dataclass
 class _AfterCut:
-    """What a cut leaves behind. rotary: (cos, sin) of the tokens left, [B, W, d_head]. next: position [B] of
-    the first decoded token if the cut (or an earlier one) renumbered, else None. arguments: what layers
-    behind it get in forward pass `step`."""
+    """What a cut leaves behind.
+
+    Attributes:
+        layout: of the columns that are left.
+        rotary: (cos, sin) of the tokens left, each [B, W, d_head].
+        next: int64 [B], position of the first decoded token if this cut or an earlier one renumbered; else
+            None.
+        step: the forward pass that `arguments` belong to.
+        arguments: what the layers behind the cut get in that pass.
+    """
 
     layout: Layout
     rotary: Rotary

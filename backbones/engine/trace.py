@@ -12,10 +12,13 @@ from torch import Tensor
 class Trace:
     """Filled by the engine; valid during and after the `with`.
 
-    visual_tokens: int64 [B, L], visual tokens entering each layer of the language model, as measured in the
-    latest prefill ([0, L] before the first). kept: for each sample, one int64 tensor a stage (the one before
-    the language model first, if the method has it): which visual tokens were left, in the language model's
-    order; see `methods.base.Selection.kept`.
+    Attributes:
+        layers: L, of the language model.
+        visual_tokens: int64 [B, L], visual tokens entering each of them, as measured in the latest prefill
+            ([0, L] before the first).
+        kept: for each sample, one int64 tensor per stage (the one before the language model first, if the
+            method has it): which visual tokens were left, in the language model's order; see
+            `methods.views.Selection.kept`.
     """
 
     layers: int

@@ -120,8 +120,14 @@ class ModelCounter:
 
 @dataclass(frozen=True)
 class PrefillCount:
-    """MAC of one real prefill, by part. `selection` is the method's own work: what torch's counter saw beyond
-    the tower, the projector and the LLM at the lengths they really ran at."""
+    """MAC of one real prefill, by part.
+
+    Attributes:
+        tower, projector, llm: of the model's parts, at the lengths they really ran at.
+        selection: the method's own work: what torch's counter saw beyond those parts.
+        text_tokens: of the prompt.
+        visual_tokens: entering each of the LLM's layers [L].
+    """
 
     tower: int
     projector: int

@@ -28,9 +28,14 @@ from methods.base import ImageView, PromptView, Pruner, Selection, Signal, Stage
 
 @dataclass(frozen=True)
 class Plan:
-    """visual_tokens: entering each of the LLM's layers [L]. grid: rows and columns of visual tokens that the
-    tower sees. projected: visual tokens through the projector. own: MAC of the method's own work. varies: the
-    counts depend on the image, those here are of a random one.
+    """What a method leaves and computes, layer by layer.
+
+    Attributes:
+        visual_tokens: entering each of the LLM's layers [L].
+        grid: rows and columns of visual tokens that the tower sees.
+        projected: visual tokens through the projector.
+        own: MAC of the method's own work.
+        varies: the counts depend on the image; those here are of a random one.
     """
 
     visual_tokens: tuple[int, ...]
