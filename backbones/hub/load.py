@@ -35,6 +35,7 @@ def load(
         found.folder,
         facts=_facts(found, options),
     )
+    _check_image_token(backbone)
     # an unsupported family shows here, before any work is done
     backbone.facts |= backbone.family.prepare(backbone.name, backbone.processor, options)
     return backbone
@@ -66,6 +67,18 @@ def _model(found: finding.Found, options: LoadOptions, device: str, dtype: torch
             model = model.to(device)
     integrity.check_finite(found.name, model, found.folder)
     return model.eval()
+
+
+def _check_image_token(backbone: Backbone) -> None:
+    """Raises UserError unless processor and model mean the same token by an image's place."""
+    processor, there = backbone.processor, getattr(backbone.model.config, "image_token_id", None)
+    token = getattr(processor, "image_token", None)
+    here = processor.tokenizer.convert_tokens_to_ids(token) if token else None
+    if None not in (here, there) and here != there:
+        raise UserError(
+            f"checkpoint {backbone.name}: {token} is token {here} of its tokenizer, config.json says "
+            f"{there}; restore both, they do not belong together"
+        )
 
 
 def _processor(found: finding.Found):

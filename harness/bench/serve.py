@@ -190,15 +190,14 @@ async def _ask(session, url: str, model: str, picture: str, options: ServeOption
 
 def _pictures(options: ServeOptions, number: int) -> list[str]:
     """Data URIs; files are used in turn."""
-    from PIL import Image
+    from backbones.images import BadImage, upright
 
     if options.images:
         found = []
         for path in options.images:
             try:
-                with Image.open(path) as image:
-                    found.append(_uri(image.convert("RGB")))
-            except OSError as error:
+                found.append(_uri(upright(path)))
+            except BadImage as error:
                 raise UserError(f"--images {path}: no readable image ({error})") from error
         return [found[i % len(found)] for i in range(number)]
     from harness.pocket.data.scenes import render, sample_scene

@@ -132,6 +132,15 @@ def test_names_of_earlier_releases_pass_by_their_headers(hub_checkpoints):
         assert check_headers("x", folder) > 100
 
 
+def test_a_tokenizer_that_does_not_belong_to_the_model_is_named(copy):
+    """Images would stand nowhere in the prompt."""
+    config = json.loads((copy / "config.json").read_text())
+    key = next(key for key in ("image_token_id", "image_token_index") if key in config)
+    (copy / "config.json").write_text(json.dumps({**config, key: config[key] + 1}))
+    with pytest.raises(UserError, match=r"mine: \S+ is token \d+ of its tokenizer, config\.json says \d+"):
+        backbones.load(str(copy))
+
+
 @pytest.mark.parametrize("body", ["[1, 2]", "{}", '{"model_type": "llava", "text_config": 3}'])
 def test_an_odd_config_is_one_line(copy, body):
     (copy / "config.json").write_text(body)
