@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from backbones import digests
+from backbones.engine import questions
 from backbones.engine.vision_cache import VisionCache, vision_cache
 from backbones.families import adapter_for
 from backbones.families.family import Family
@@ -76,6 +77,7 @@ class Backbone:
         rows = [own if isinstance(own, list | tuple) else [own] for own in images]
         rows = [[upright(image) for image in own] for own in rows]
         batch = tokenised(self.processor, rows, prompts)
+        questions.note(self.model, batch["input_ids"], batch["attention_mask"], prompts)
         device = self.model.device
         moved = {k: v.to(device) for k, v in batch.items()}
         if "pixel_values" in moved:

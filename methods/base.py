@@ -67,6 +67,9 @@ class Pruner:
     positions: ClassVar[Positions] = "renumbered"
     #: `select` gets the prompt's word embeddings (and runs when the prompt is known, just before the LLM)
     reads_text: ClassVar[bool] = False
+    #: `select` gets the question as text, see `__call__`, and the word embeddings behind the image; it runs
+    #: when the prompt is known
+    reads_question: ClassVar[bool] = False
     #: the method may leave more tokens than its budget in the last layer, as its docstring says (it chooses
     #: the number itself, or a setting does); a property where that depends on the settings
     may_exceed_budget = False
@@ -139,7 +142,7 @@ class Pruner:
         """Whether what the language model holds of an image is the same whatever is asked about it: the
         method does not act, or acts before the language model alone and reads no text."""
         cuts = type(self).stages is not Pruner.stages
-        return not self.acts or not (cuts or self.reads_text)
+        return not self.acts or not (cuts or self.reads_text or self.reads_question)
 
     def reads(self, has_cls: bool) -> tuple[Signal, ...]:
         """The signals that `select` reads of a tower with or without CLS token."""
@@ -183,14 +186,17 @@ class Pruner:
         """All settings but the budget, JSON-able."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "budget"}
 
-    def __call__(self, model: torch.nn.Module):
+    def __call__(self, model: torch.nn.Module, questions: Sequence[str | Sequence[int]] | None = None):
         """Context manager that puts the method on `model` (its Hugging Face class unchanged); gives a Trace.
+
+        questions: what each sample of the batch asks, for methods with `reads_question`; inputs made by
+        `Backbone.inputs` need none.
 
         Raises UserError if the model's family is not supported or the settings do not suit it.
         """
         from backbones.engine.hooks import Engine
 
-        return Engine(model, self)
+        return Engine(model, self, questions)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ model, H attention heads, V visual tokens of a sample that are present at a stag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +67,12 @@ class ImageView:
         signals: the tensor of each signal that the method declared.
         text: [T, D], word embeddings of the prompt's text in order, for methods with `reads_text`; else None.
         has_cls: whether the tower has a CLS token.
+        text_after: [T', D], those of the text behind the sample's last image, for methods with
+            `reads_question`; else None.
+        question: what is asked, as text (or as ids of the method's own tokenizer), for methods with
+            `reads_question`; None for others, or if nobody told.
+        final_norm: the norm behind the tower's last layer, [.., d] -> [.., d], where the features do not pass
+            it (CLIP's post_layernorm); else None.
     """
 
     hidden: Tensor
@@ -77,6 +83,9 @@ class ImageView:
     signals: dict[Signal, Tensor]
     text: Tensor | None = None
     has_cls: bool = True
+    text_after: Tensor | None = None
+    question: str | Sequence[int] | None = None
+    final_norm: Callable[[Tensor], Tensor] | None = None
 
     @property
     def features(self) -> Tensor:

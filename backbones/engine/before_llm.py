@@ -52,7 +52,16 @@ class ImageSide:
     def _view(self, known: Known, grid: Grid, pixels: Tensor, key=None) -> ImageView:
         a = self.adapter
         known.key = key
-        return ImageView(known[a.feature], grid, a.heads, pixels, a.project, known, has_cls=a.has_cls)
+        return ImageView(
+            known[a.feature],
+            grid,
+            a.heads,
+            pixels,
+            a.project,
+            known,
+            has_cls=a.has_cls,
+            final_norm=a.tower_norm,
+        )
 
     def all_tokens(self, views: Sequence[ImageView]) -> list[Tensor]:
         """Every token of each image through the projector, [N, D]; remembered if a cache is open."""
@@ -88,10 +97,11 @@ class ImageSide:
         return [by_view[id(v)] for v in views]
 
     def select_with_text(
-        self, rows: Sequence[Sequence[ImageView]], texts: Sequence[Tensor], places: Sequence[Sequence[int]]
+        self, rows: Sequence[Sequence[ImageView]], told: Sequence[dict], places: Sequence[Sequence[int]]
     ) -> list[list[tuple[Selection, Tensor]]]:
-        """`select` for the views of each sample, which see its text [T, D]; one list a sample."""
-        views = [replace(view, text=text) for row, text in zip(rows, texts) for view in row]
+        """`select` for the views of each sample, which see of its text what `told` holds by field of
+        ImageView; one list per sample."""
+        views = [replace(view, **own) for row, own in zip(rows, told) for view in row]
         answers = iter(self.select(views, [n for row in places for n in row]))
         return [[next(answers) for _ in row] for row in rows]
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from backbones.engine import questions
 from backbones.engine.before_llm import ImageSide
 from backbones.engine.inside_llm import LayerSide, PromptState
 from backbones.engine.selection_check import check_budget
@@ -59,10 +60,10 @@ class _Seen:
 class Engine:
     """Context manager; `__enter__` gives the Trace. See `methods.base.Pruner.__call__`."""
 
-    def __init__(self, model: nn.Module, pruner: Pruner):
+    def __init__(self, model: nn.Module, pruner: Pruner, questions: Sequence | None = None):
         self._given, model = model, unwrapped(model)
         self.adapter = adapter_for(model)
-        self.model, self.pruner = model, pruner
+        self.model, self.pruner, self.questions = model, pruner, questions
         if self.adapter.visual_tokens is not None:
             pruner.validate(self.adapter.visual_tokens, len(self.adapter.layers))
         self.images = ImageSide(self.adapter, pruner, model)
@@ -99,6 +100,7 @@ class Engine:
     def _forget(self) -> None:
         """Drop all that belongs to one prefill."""
         self._ids: Tensor | None = None
+        self._mask: Tensor | None = None
         self._seen: list[_Seen] | None = None
         self._seen_by: int | None = None
         self._prompt: PromptState | None = None
@@ -203,7 +205,7 @@ class Engine:
     @property
     def _waits(self) -> bool:
         """Whether the method can only be asked when the prompt is known."""
-        return self.pruner.reads_text or self._text_before > 0
+        return self.pruner.reads_text or self.pruner.reads_question or self._text_before > 0
 
     def _on_model(self, module, args, kwargs) -> None:
         """Pre-hook of the multimodal model: the only place where the prompt's token ids pass by."""
@@ -249,7 +251,7 @@ class Engine:
             raise RuntimeError(
                 "the prompt holds a part of an image; chunked prefill is not supported while a pruner is on"
             )
-        self._cache = cache
+        self._cache, self._mask = cache, mask
         self._renumbered = self._shortened = False
         self.trace.start(len(embeds))
         self._prompt = PromptState(layout, sizes, self.adapter.following(layout, positions))
@@ -309,10 +311,32 @@ class Engine:
         if self._text_before:
             offered = [own[columns].split(n) for own, columns, n in zip(embeds, layout.columns, sizes)]
             views = [[replace(v, hidden=x) for v, x in zip(*pair)] for pair in zip(views, offered)]
-        texts = _texts(layout, embeds) if self.pruner.reads_text else [None] * len(views)
-        pairs = self.images.select_with_text(views, texts, sizes)
+        pairs = self.images.select_with_text(views, self._told(layout, embeds), sizes)
         rows = [[replace(seen, answer=own) for seen, (own, _) in zip(*pair)] for pair in zip(rows, pairs)]
         return rows, [[tokens for _, tokens in row] for row in pairs]
+
+    def _told(self, layout: Layout, embeds: Tensor) -> list[dict]:
+        """What each sample's views see of its text, by field of ImageView."""
+        told: list[dict] = [{} for _ in embeds]
+        if self.pruner.reads_text:
+            for own, text in zip(told, _texts(layout, embeds)):
+                own["text"] = text
+        if self.pruner.reads_question:
+            for own, x, columns, question in zip(told, embeds, layout.columns, self._asked()):
+                after = x[int(columns[-1]) + 1 :] if len(columns) else x
+                own.update(question=question, text_after=after)
+        return told
+
+    def _asked(self) -> list:
+        """The question of each sample; the beams of one share it. Raises RuntimeError if their number does
+        not fit."""
+        batch = len(self._ids)
+        if self.questions is None:
+            return questions.of(self._given, self._ids, self._mask)
+        beams, rest = divmod(batch, len(self.questions) or batch + 1)
+        if rest or not beams:
+            raise RuntimeError(f"{len(self.questions)} questions were given for a batch of {batch}")
+        return [question for question in self.questions for _ in range(beams)]
 
     def _positions(
         self, given: Tensor | None, rows: list[list[_Seen]], after: Layout, move: Move

@@ -289,10 +289,12 @@ class Adapter:
         grid: rows and columns of visual tokens of every image; None where images differ.
         feature: the signal that the language model would get, before the projector.
         heads: heads of the tower's attention.
+        tower_norm: the norm behind the tower's last layer where the feature does not pass it; else None.
     """
 
     feature: Signal
     grid: Grid | None = None
+    tower_norm: nn.Module | None = None
 
     def __init__(self, family: Family, model: nn.Module):
         self.family, self.model = family, model

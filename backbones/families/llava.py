@@ -153,6 +153,7 @@ class LlavaAdapter(Adapter):
                 f"are supported; not {config.vision_feature_layer}, {config.vision_feature_select_strategy}"
             )
         self._tower = family.tower_of(self.inner)
+        self.tower_norm = self._tower.post_layernorm
         self.patch = config.vision_config.patch_size
         side = config.vision_config.image_size // self.patch
         self.grid = (side, side)

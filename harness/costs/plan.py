@@ -17,7 +17,7 @@ embeddings) and makes it take exactly `tokens` tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -139,7 +139,12 @@ class _Asked:
         heads = self.family.tower_heads(self.vision)
         offered = patches + self.has_cls + self.pruner.text_before(self.has_cls)
         hidden = _random(generator, offered, width)
-        image = ImageView(hidden, grid, heads, pixels, project, signals, text, self.has_cls)
+        image = ImageView(
+            hidden, grid, heads, pixels, project, signals, text, self.has_cls, final_norm=lambda x: x
+        )
+        if self.pruner.reads_question:
+            after = _random(generator, self.after, self.llm.hidden_size)
+            image = replace(image, question=[0] * self.after, text_after=after)
         (answer,) = self.pruner.select_all([image])
         n = len(answer.kept)
         received = [s.layer for s in wanted if s.kind == "received"]

@@ -24,6 +24,10 @@ in `qwen_inputs.safetensors`, or a folder `<method>/qwen/` with model, `inputs.`
 its own. Their inputs are `pixel_values.{i}` [patches, p] (of one frame, or of two), `image_grid_thw.{i}` [1,
 3] and `input_ids.{i}`, the whole prompt. Rows of them name the method with `-qwen`.
 
+A folder `<method>/wide/` holds vectors and a `model/` of its own, on the common inputs; its rows name the
+method with `-wide`. A folder `<method>/text/` is CLIP's side of text for methods that read the question
+(`harness.parity.recorded.load_recorded_text`), and `questions.safetensors` in it has `clip_ids.{i}`.
+
 Recordings that have a twin with prefix
 `nonoise` hang on a random draw of the released code and are left out. Every recording is made again through
 the public path, `with pruner(model): model.generate(...)`, alone and in one left-padded batch with the other
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     import torch
 
     from harness.parity import rounds
+    from methods.clip_text import TextTower
 
 #: largest difference of a logit or a feature, float32 on a CPU
 TOLERANCE = 1e-4
@@ -112,10 +117,17 @@ class Source:
     model: Path
     inputs: Path
     qwen: bool
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.method}-qwen" if self.qwen else self.method
+        return self.method + ("-qwen" if self.qwen else "") + (self.variant and f"-{self.variant}")
+
+    @property
+    def text(self) -> Path | None:
+        """The folder of the text tower that the recordings were made with, if they were."""
+        folder = self.vectors.parents[1 if self.variant else 0] / "text"
+        return folder if folder.is_dir() else None
 
 
 @dataclass(frozen=True)
@@ -219,7 +231,10 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
 
 def _rows(source: Source, subject) -> Iterator[Row | rounds.RoundsRow | LeftOut | str]:
     """All rows of one source; those of VisPruner's rounds, where they are recorded, last."""
-    yield from check(*subject, source.method, _load_file(source.vectors), source.name)
+    model, inputs = subject
+    if source.text is not None:
+        inputs = with_questions(inputs, source.text)
+    yield from check(model, inputs, source.method, _load_file(source.vectors), source.name)
     steps = source.vectors.with_name("steps.safetensors")
     if source.method == "vispruner" and steps.is_file():
         from harness.parity import rounds
@@ -309,13 +324,16 @@ def _prefix_to_label(key: str) -> str:
 @dataclass(frozen=True)
 class Sample:
     """One recorded input: pixels [3, h, w], or [patches, p] with the image's grid [1, 3] (frames, rows and
-    columns of patches); places: of the image in the prompt; token ids before and after it, int64 [n]."""
+    columns of patches); places: of the image in the prompt; token ids before and after it, int64 [n].
+    question, text: ids of the question in the recorded text tower, and that tower, for methods with one."""
 
     pixels: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
     places: int
     grid: torch.Tensor | None = None
+    question: list[int] | None = None
+    text: TextTower | None = None
 
 
 def _run(model, setting: Setting, samples: list[Sample], vectors, numbers: list[int]) -> list[Agreement]:
@@ -327,7 +345,11 @@ def _run(model, setting: Setting, samples: list[Sample], vectors, numbers: list[
     steps = len(vectors[f"greedy.{setting.label}.{numbers[0]}"])
     batch = left_padded(samples, model.config.image_token_id)
     pruner = registry.build(setting.spec, setting.budget)
-    with torch.inference_mode(), pruner(model) as trace, _entering(model) as prompts:
+    asked = None
+    if pruner.reads_question and samples[0].text is not None:
+        pruner.take(samples[0].text)
+        asked = [sample.question for sample in samples]
+    with torch.inference_mode(), pruner(model, asked) as trace, _entering(model) as prompts:
         made = model.generate(
             **batch, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
@@ -440,6 +462,10 @@ def _sources(golden: Path, methods: Iterable[str] | None) -> list[Source]:
         Source(p.parents[1].name, p, p.parent, p.with_name("inputs.safetensors"), qwen=True)
         for p in golden.glob("*/qwen/vectors.safetensors")
     ]
+    found += [
+        Source(p.parents[1].name, p, p.parent / "model", golden / "inputs.safetensors", False, p.parent.name)
+        for p in golden.glob("*/wide/vectors.safetensors")
+    ]
     found.sort(key=lambda source: source.name)
     names = sorted({source.method for source in found})
     wanted = names if methods is None else list(methods)
@@ -465,6 +491,18 @@ def _load_source(model: Path, inputs: Path, qwen: bool):
         return loaded, {i: sample(tensors, i, loaded.config) for i in numbers}
     except KeyError as error:
         raise UserError(f"{inputs} lacks {error}") from error
+
+
+def with_questions(inputs: Mapping[int, Sample], folder: Path) -> dict[int, Sample]:
+    """The inputs with the recorded questions and the text tower in `folder`."""
+    from harness.parity import recorded
+
+    tower = recorded.load_recorded_text(folder)
+    ids = _load_file(folder / "questions.safetensors")
+    return {
+        i: replace(sample, question=ids[f"clip_ids.{i}"].tolist(), text=tower)
+        for i, sample in inputs.items()
+    }
 
 
 def _llava_sample(tensors: Mapping[str, torch.Tensor], i: int, config) -> Sample:

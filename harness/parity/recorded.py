@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -16,6 +18,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from methods.clip_text import TextTower
 from methods.errors import UserError
 
 
@@ -73,6 +76,26 @@ def load_recorded_qwen(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
         raise UserError(f"the weights in {folder} do not fit their config.json: {wrong[0]}")
     model.generation_config.update(eos_token_id=None)
     return model.eval()
+
+
+def load_recorded_text(folder: Path) -> TextTower:
+    """CLIP's side of text in float32 from `config.json`, `clip_text.` and `visual_projection.safetensors`.
+
+    Questions come as ids. Raises UserError if a file is missing or does not fit.
+    """
+    try:
+        config = CLIPTextConfig(**json.loads((folder / "config.json").read_text())["clip_text"])
+        weights = load_file(folder / "clip_text.safetensors")
+        visual = load_file(folder / "visual_projection.safetensors")["weight"]
+        text = CLIPTextModelWithProjection(config)
+        text.load_state_dict(weights, strict=True)
+    except OSError as error:
+        raise UserError(f"no recorded text tower in {folder}: {error.strerror or error}") from error
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"the text tower in {folder} does not fit its config.json: {error}") from error
+    linear = nn.Linear(visual.shape[1], visual.shape[0], bias=False)
+    linear.weight.data = visual
+    return TextTower(text, linear)
 
 
 def _state(weights: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -68,7 +68,7 @@ class QwenReference:
             k,
         )
 
-    def view(self, patches, grid, wanted, text=None):
+    def view(self, patches, grid, wanted, text=None, after=None):
         """What a method gets to see of an image."""
         merged, attention, keys = self.see(patches, grid)
         signals = {}
@@ -81,7 +81,7 @@ class QwenReference:
             else:
                 signals[s] = None  # the tower's own order: only the released form of HoloV reads it
         heads = self.vision.num_heads
-        return ImageView(merged, grid, heads, patches, lambda x: x, signals, text, has_cls=False)
+        return ImageView(merged, grid, heads, patches, lambda x: x, signals, text, False, after)
 
     # ---- the prompt
 
@@ -181,7 +181,8 @@ class QwenReference:
         positions, n_of = self.positions(ids.tolist(), grids), [r * c for r, c in grids]
         parts = model_inputs["pixel_values"].split([4 * n for n in n_of])
         wanted = pruner.reads(has_cls=False)
-        views = [self.view(p, g, wanted, embeds[~is_image]) for p, g in zip(parts, grids)]
+        behind = embeds[int(is_image.nonzero()[-1]) + 1 :] if grids else None
+        views = [self.view(p, g, wanted, embeds[~is_image], behind) for p, g in zip(parts, grids)]
         pieces, where, columns, kept = [], [], [], []
         for view, own in zip(views, is_image.nonzero()[:, 0].split(n_of)):
             tokens, places, name = view.features, torch.arange(len(own)), torch.arange(len(own))

@@ -31,7 +31,7 @@ SPECS = {
     "sparsevlm": 0.3, "sparsevlm:schedule=average": 0.6, "visionzip": 0.4, "visionzip:contextual=0": 6,
     "holov": 0.3, "holov:alpha=0": 7, "prumerge": 0.3, "prumerge:schedule=adaptive": None,
     "prumerge_plus": 0.3, "random": 5, "uniform": 0.3, "divprune": 0.3, "divprune:order=picked": 5,
-    "vispruner": 0.4, "dart": 0.4, "dart:schedule=fit": 0.6,
+    "vispruner": 0.4, "dart": 0.4, "dart:schedule=fit": 0.6, "cdpruner": 0.4,
 }  # fmt: skip
 
 

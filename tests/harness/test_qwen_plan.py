@@ -21,7 +21,7 @@ PAGE = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8
 GRID = (5, 8)
 SPECS = [
     "vanilla", "random", "uniform", "downsample", "visionzip", "holov", "holov:alpha=0", "prumerge",
-    "divprune", "vispruner", "dart",
+    "divprune", "vispruner", "dart", "cdpruner",
     "prumerge_plus", "fastv", "pdrop:schedule=kept", "sparsevlm",
 ]  # fmt: skip
 

@@ -4,12 +4,13 @@ tokens its schedule leaves, by running its choices on random tensors of the righ
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from methods import registry
+from methods import clip_text, registry
 from methods.base import ImageView, Pruner, StageView
+from methods.cdpruner import CDPruner
 from methods.dart import DART
 from methods.errors import UserError
 from methods.holov import HoloV
@@ -99,6 +100,18 @@ def dart(pruner: DART, s: Shape, raters: int) -> int:
     return (pruner.image_pivots + pruner.text_pivots) * s.N * s.D
 
 
+def cdpruner(pruner: Pruner, s: Shape, raters: int) -> int:
+    """clip_text.LARGE: the text tower's sizes; one row of it for the question."""
+    w, f, layers, e = (
+        clip_text.LARGE[f"{name}"]
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "projection_dim")
+    )
+    row = clip_text.ROW
+    text = layers * (row * (4 * w**2 + 2 * w * f) + 2 * row**2 * w) + w * e
+    n = pruner.count(s.N)
+    return s.N**2 * s.D + s.N * s.d * e + s.N * e + n * (n - 1) // 2 * s.N + text
+
+
 #: multiply-accumulates of a method's own work, for (pruner, shape, number of rater words)
 CLAIMS: dict[str, Callable[[Pruner, Shape, int], int]] = {
     "vanilla": nothing,
@@ -115,6 +128,7 @@ CLAIMS: dict[str, Callable[[Pruner, Shape, int], int]] = {
     "divprune": divprune,
     "vispruner": vispruner,
     "dart": dart,
+    "cdpruner": cdpruner,
 }
 
 
@@ -136,6 +150,20 @@ class Counts:
         return mean_over_layers([layer for layer, _ in self.cuts], left, self.layers)
 
 
+def tiny_tower(width: int) -> clip_text.TextTower:
+    """Random, of 16 channels and 20 words, for a vision tower of that width."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=12, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(width, 12, bias=False)
+        return clip_text.TextTower(CLIPTextModelWithProjection(config), linear)
+
+
 def counts(spec: str, budget: int, layers: int, grid: tuple[int, int] = (24, 24), seed: int = 0) -> Counts:
     """What the method's own `select` leaves of a random image and prompt. Raises UserError as `validate`."""
     pruner = registry.build(spec, budget)
@@ -149,6 +177,9 @@ def counts(spec: str, budget: int, layers: int, grid: tuple[int, int] = (24, 24)
         hidden, query, keys = torch.randn(3, 1 + seen, d, generator=generator)
         signals = {s: query[:1] if s.kind == "cls_query" else keys for s in pruner.signals}
         view = ImageView(hidden, (rows, columns), heads, hidden, lambda x: x, signals)
+        if isinstance(pruner, CDPruner):
+            pruner.take(tiny_tower(d))
+            view = replace(view, question=(1, 2, 3), final_norm=lambda x: x)
         entering = len(pruner.select(view).kept)
     left, cuts = entering, []
     for stage in pruner.stages(total, layers) if pruner.acts else ():

@@ -12,16 +12,16 @@ from cost_claims import CLAIMS, Shape
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.costs import macs
-from methods import registry
+from methods import clip_text, registry
 from methods.base import PromptView
 from methods.sparsevlm import raters
 
 BUDGET = 16  # of 64
 BEFORE, AFTER = 5, 9  # text tokens before and after the image
 #: methods that choose by the projected features of all patches
-PROJECT_ALL = ("holov", "holov:crops=5", "divprune", "divprune:order=picked")
+PROJECT_ALL = ("holov", "holov:crops=5", "divprune", "divprune:order=picked", "cdpruner")
 #: methods whose choice needs each token compared with each: one matrix of cosines per image
-ALL_PAIRS = ("divprune", "divprune:order=picked")
+ALL_PAIRS = ("divprune", "divprune:order=picked", "cdpruner")
 REAL = [name for name in CLAIMS if name not in ("vanilla", "random", "uniform", "downsample")]
 VARIANTS = [
     "fastv:k=3", "visionzip:contextual=0", "pdrop:schedule=stock", "pdrop:schedule=kept",
@@ -59,18 +59,30 @@ def counter(subject):
     return macs.ModelCounter(subject.model)
 
 
-def build(spec):
-    """At a budget that the schedule can reach in so few layers."""
-    return registry.build(
-        spec, {"vanilla": None, "pdrop": 32, "sparsevlm:schedule=average": 48}.get(spec, BUDGET)
-    )
+def build(spec, width=32):
+    """At a budget that the schedule can reach in so few layers; weights from outside are random."""
+    budget = {"vanilla": None, "pdrop": 32, "sparsevlm:schedule=average": 48}.get(spec, BUDGET)
+    pruner = registry.build(spec, budget)
+    if spec == "cdpruner":
+        pruner.untrained(width, 0, 0)
+    return pruner
+
+
+@pytest.fixture(autouse=True)
+def small_text_tower(monkeypatch):
+    """The claim about it is a formula of its sizes."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "projection_dim": 12}
+    monkeypatch.setattr(clip_text, "LARGE", {**clip_text.LARGE, **sizes, "num_attention_heads": 2})
+    clip_text.untrained.cache_clear()
+    yield
+    clip_text.untrained.cache_clear()
 
 
 def test_every_own_method_has_a_claim():
     """A method with a checkpoint of its own is tested where it lives."""
     own = {name for name, cls in registry.available().items() if cls.__module__.startswith("methods.")}
     assert set(CLAIMS) <= own
-    assert len(REAL) == 10 and {v.partition(":")[0] for v in VARIANTS} <= set(REAL)
+    assert len(REAL) == 11 and {v.partition(":")[0] for v in VARIANTS} <= set(REAL)
 
 
 @pytest.mark.parametrize("spec", [*CLAIMS, *VARIANTS])

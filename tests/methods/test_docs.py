@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from cost_claims import BUDGETS, CLAIMS, SHAPE_7B, cost_row, schedule_row
 
 from methods import registry
+from methods.base import ImageView, StageView
 from methods.errors import UserError
 
 PAGE = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
@@ -16,7 +18,7 @@ SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 TITLES = {
     "fastv": "FastV", "visionzip": "VisionZip", "prumerge": "PruMerge", "prumerge_plus": "PruMerge+",
     "sparsevlm": "SparseVLM", "pdrop": "PDrop", "holov": "HoloV",
-    "divprune": "DivPrune", "vispruner": "VisPruner", "dart": "DART",
+    "divprune": "DivPrune", "vispruner": "VisPruner", "dart": "DART", "cdpruner": "CDPruner",
 }  # fmt: skip
 SCHEDULES = re.findall(r"^\| `([^`]+)` \| (\d+) \| \d.+$", PAGE, re.M)
 COSTS = re.findall(r"^\| `([^`]+)` \| [^|\d`].+? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.M)
@@ -82,3 +84,27 @@ def test_limits(name, smallest, layers):
 def test_schedules_that_ignore_the_budget(spec):
     rows = {schedule_row(spec, b).partition(f"| {b} |")[2] for b in BUDGETS}
     assert len(rows) == 1
+
+
+def test_the_method_written_out_works():
+    """The example for authors, as it stands on the page."""
+    names: dict = {}
+    exec("from methods.base import *; from typing import ClassVar; from dataclasses import dataclass", names)
+    names["register"] = lambda cls: cls
+    (code,) = re.findall(r"```python\n(.+?)```", SECTIONS["Which hook to use"], re.S)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 13
+    exec(compile(code, "docs/methods.md", "exec", dont_inherit=True), names)
+    keys = torch.ones(30, 4)
+    keys[[6, 11, 20]] = 9.0  # text, visual, visual
+    hidden, columns = torch.zeros(32, 4), torch.arange(12, 27)
+    view = StageView(None, torch.arange(15), 15, 1, hidden, columns, 2, (15,), 30, keys)
+    (stage,) = names["LongKeys"](budget=2).stages(15, 6)
+    assert stage.keys and stage.select(view).kept.tolist() == [1, 10]
+
+
+def test_every_hook_is_listed():
+    page = SECTIONS["Which hook to use"]
+    for view, own in ((ImageView, ("grid", "heads", "pixels", "signals", "has_cls")), (StageView, ("kept",))):
+        for name in view.__dataclass_fields__:
+            if not name.startswith("_") and name not in (*own, "total", "count", "length"):
+                assert f".{name}" in page, f"{view.__name__}.{name} is missing"
