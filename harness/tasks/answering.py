@@ -149,7 +149,8 @@ def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str,
         visual, kept = found.visual_tokens.tolist(), found.kept
         new = shared_prefix.generate(model, found, own, texts, arguments["max_new_tokens"])
         return new, [visual[r] for r in own], [kept[r] for r in own]
-    with pruner(model, [question.text for question in questions]) as trace:
+    asked = {"questions": [question.text for question in questions]} if getattr(pruner, "reads_question", False) else {}
+    with pruner(model, **asked) as trace:
         ids = model.generate(**inputs, **arguments)
         return ids[:, inputs["input_ids"].shape[1] :], trace.visual_tokens.tolist(), trace.kept
 
