@@ -149,7 +149,9 @@ def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str,
         visual, kept = found.visual_tokens.tolist(), found.kept
         new = shared_prefix.generate(model, found, own, texts, arguments["max_new_tokens"])
         return new, [visual[r] for r in own], [kept[r] for r in own]
-    asked = {"questions": [question.text for question in questions]} if getattr(pruner, "reads_question", False) else {}
+    asked = {}
+    if getattr(pruner, "reads_question", False):
+        asked["questions"] = [question.text for question in questions]
     with pruner(model, **asked) as trace:
         ids = model.generate(**inputs, **arguments)
         return ids[:, inputs["input_ids"].shape[1] :], trace.visual_tokens.tolist(), trace.kept
