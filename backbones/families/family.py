@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from backbones.layout import Layout, Move
@@ -357,6 +358,11 @@ class Adapter:
         """Raises RuntimeError if the language model's `positions` cannot be right for such a prompt. sizes:
         see `image_sizes`."""
 
+    def prompt_positions(self, before: int, grid: Grid, after: int) -> Tensor:
+        """Rotary positions of a prompt with one image: int64 [1, n], or [3, n] of M-RoPE. before, after: text
+        tokens on either side of it."""
+        return torch.arange(before + grid[0] * grid[1] + after)[None]
+
     def following(self, layout: Layout, positions: Tensor | None) -> Tensor:
         """Position [B] of the first decoded token, by the numbering of the language model's `positions`."""
         return layout.ends
@@ -399,8 +405,6 @@ NO_TOKENS = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
 
 def with_sdpa(module: type, config, *arguments) -> nn.Module:
     """A module of a model on the meta device, with attention that a tracer can follow."""
-    import torch
-
     config = type(config).from_dict(config.to_dict())
     config._attn_implementation = "sdpa"
     with torch.device("meta"):

@@ -341,6 +341,13 @@ class QwenAdapter(Adapter):
             "makes them"
         )
 
+    def prompt_positions(self, before: int, grid: Grid, after: int) -> Tensor:
+        rows, columns = grid
+        kinds = torch.zeros(1, before + rows * columns + after, dtype=torch.int32)
+        kinds[:, before : before + rows * columns] = 1
+        shape = torch.tensor([[1, rows * self._merge, columns * self._merge]])
+        return self.inner.get_rope_index(kinds.long(), kinds, image_grid_thw=shape)[0][:, 0]
+
     def following(self, layout: Layout, positions: Tensor | None) -> Tensor:
         if positions is None:
             return layout.ends

@@ -72,7 +72,7 @@ class FrozenModel:
         self.model = model.eval().requires_grad_(False)
         self.adapter = adapter
         vision = model.config.vision_config
-        self.width = getattr(vision, "out_hidden_size", vision.hidden_size)  # a merger is part of the tower
+        self.width = adapter.family.feature_width(vision)
         self.text_width = self.adapter.text_config.hidden_size
         self._embed = model.get_input_embeddings()
 
@@ -90,15 +90,7 @@ class FrozenModel:
     def positions(self, before: int, grid: Grid, after: int) -> Tensor:
         """Rotary positions of a sequence with one image, int64 [1, n], or M-RoPE's [3, n]. before, after: the
         numbers of tokens on either side."""
-        rows, columns = grid
-        length = before + rows * columns + after
-        if self.adapter.renumbers:
-            return torch.arange(length)[None]
-        kinds = torch.zeros(1, length, dtype=torch.int32)
-        kinds[:, before : before + rows * columns] = 1
-        merge = self.model.config.vision_config.spatial_merge_size
-        shape = torch.tensor([[1, rows * merge, columns * merge]])
-        return self.adapter.inner.get_rope_index(kinds.long(), kinds, image_grid_thw=shape)[0][:, 0]
+        return self.adapter.prompt_positions(before, grid, after)
 
     @torch.no_grad()
     def words(self, batch: Batch) -> tuple[Tensor, Tensor]:
