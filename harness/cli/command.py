@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from harness.cli import terminal
+from harness.tasks import quiet
 from methods.errors import UserError
 
 #: columns of a help page, unless the terminal has fewer
@@ -130,6 +131,7 @@ def invoke(parser: TyperCommand, arguments: Sequence[str] | None, name: str) -> 
 
     A reader that closes the pipe early (`--list | head`) ends the command in silence.
     """
+    quiet.share_processor()
     terminal.attach()
     try:
         code = parser.main(args=arguments, prog_name=name, standalone_mode=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import secrets
 import tempfile
 import threading
 import time
@@ -26,6 +27,8 @@ from methods.errors import UserError
 LOG = logging.getLogger(__name__)
 #: workers that are tried for a cell before it counts as failed
 TRIES = 3
+#: Ray's environment variables
+TOKEN, MODE, LOOPBACK = "RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 #: bytes of shared memory that a local cluster takes: answers are small
 OBJECT_STORE = 100 << 20
 
@@ -101,6 +104,8 @@ class RayEngine:
             self._dismiss(number)
         if self._ours:
             self._ray.shutdown()
+            for name in (TOKEN, MODE):  # they were this cluster's
+                os.environ.pop(name, None)
 
     # ---- workers
 
@@ -208,6 +213,8 @@ def _connect(address: str | None, workers: int | None):
     Raises UserError if that cannot be done.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        _protect()
     try:
         import ray
     except ImportError as error:
@@ -221,12 +228,30 @@ def _connect(address: str | None, workers: int | None):
             cpus = max(workers or 1, os.cpu_count() or 1)
             own = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
             ray.init(address="local", **own, **quiet)
+            if os.environ.get(MODE) != "token":
+                ray.shutdown()
+                raise UserError(
+                    "--engine ray: this version of Ray starts a cluster that anybody may use; "
+                    "pip install 'visual-token-pruning-bench[cluster]'"
+                )
         elif not ray.is_initialized():
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = f"--address {address}" if address else "--engine ray"
-        raise UserError(f"{where}: {error}; start a cluster with: ray start --head") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"{where}: {reason}; start a cluster with: ray start --head") from error
     return ray
+
+
+def _protect() -> None:
+    """Have a local cluster, which is about to be started, take orders from this run alone.
+
+    It listens on the loopback address instead of all (the variable's name is Ray's: by default it does so on
+    macOS and Windows), and every call needs a token that is made here. Its processes inherit both.
+    """
+    os.environ.setdefault(LOOPBACK, "0")
+    os.environ[TOKEN] = secrets.token_hex(32)
+    os.environ.pop(MODE, None)  # unset: Ray turns authentication on for a new local cluster
 
 
 def _device(asked: str, gpus: int) -> str:
