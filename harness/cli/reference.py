@@ -1,4 +1,4 @@
-"""docs/commands.md, made from the commands themselves: `python -m harness.cli.reference > docs/commands.md`."""
+"""docs/commands.md, made from the commands themselves by `python -m harness.cli.reference`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import io
 HEAD = """\
 # Commands
 
-`python run_all.py` and `python -m harness run` are the same command; the others are tools around it. The console script
-`visual-token-pruning-bench` is `python -m harness`. An option that takes several values takes them behind one option
-(`--budget 192 128 64`) or with the option said again (`--budget 192 --budget 128`). Bad input is one line on standard
-error and exit code 2; Ctrl-C is 130. Lines about the run are on standard output, warnings and errors on standard error.
+`python run_all.py` and `python -m harness run` are the same command; the others are tools around it. The
+console script `visual-token-pruning-bench` is `python -m harness`. An option that takes several values takes
+them behind one option (`--budget 192 128 64`) or with the option said again (`--budget 192 --budget 128`). Bad
+input is one line on standard error and exit code 2; Ctrl-C is 130. Lines about the run are on standard output,
+warnings and errors on standard error.
 
-This page is the output of `--help` (`python -m harness.cli.reference > docs/commands.md`; a test compares).
+This page is what `--help` says: `COLUMNS=100 python -m harness.cli.reference > docs/commands.md` (a test
+compares).
 """
 
 

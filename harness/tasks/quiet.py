@@ -21,9 +21,9 @@ _OFFLINE = {
 }
 # MMBench's evaluator turns into a paid GPT call when these are set; our scoring is static.
 _GPT = ("OPENAI_API_KEY", "OPENAI_API_URL", "AZURE_ENDPOINT", "AZURE_API_KEY", "MODEL_VERSION", "API_TYPE")
-#: turns of a waiting OpenMP thread before it sleeps, some 0.1 ms. By default (300,000) threads spin for as long
-#: as another process holds a core: eight times the time on a busy machine. Sleeping at once ("passive") costs a
-#: quiet one a fifth
+#: turns of a waiting OpenMP thread before it sleeps, some 0.1 ms. By default (300,000) threads spin for as
+#: long as another process holds a core: eight times the time on a busy machine. Sleeping at once ("passive")
+#: costs a quiet one a fifth
 SPIN = "2000"
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
