@@ -10,9 +10,9 @@ HEAD = """\
 
 `python run_all.py` and `python -m harness run` are the same command; the others are tools around it. The
 console script `visual-token-pruning-bench` is `python -m harness`. An option that takes several values takes
-them behind one option (`--budget 192 128 64`) or with the option said again (`--budget 192 --budget 128`). Bad
-input is one line on standard error and exit code 2; Ctrl-C is 130. Lines about the run are on standard output,
-warnings and errors on standard error.
+them behind one option (`--budget 192 128 64`) or with the option said again (`--budget 192 --budget 128`).
+Bad input is one line on standard error and exit code 2; Ctrl-C is 130. Lines about the run are on standard
+output, warnings and errors on standard error.
 
 This page is what `--help` says: `COLUMNS=100 python -m harness.cli.reference > docs/commands.md` (a test
 compares).
