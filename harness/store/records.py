@@ -104,7 +104,7 @@ class _Tokens(_Part):
 class _Documents(_Part):
     row: list[int]
     score: list[float]
-    kept: list[int]
+    kept: list[int] | None = None  # records before schema version 2 may lack it
 
 
 class _Units(_Part):
