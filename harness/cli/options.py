@@ -323,7 +323,8 @@ class RunOptions:
         int | None,
         count(
             "--max-new-tokens",
-            "cap on an answer's length (default: 16 for Pocket-8; for --tasks paper each task's own limit)",
+            "cap on an answer's length (default: 16 for Pocket-8, 128 with --tasks paper; never above the "
+            "task's own limit)",
             HOW,
         ),
     ] = None

@@ -13,6 +13,8 @@ from methods.errors import UserError
 
 #: an answer is a word or a letter
 ANSWER_TOKENS = 4
+#: where nothing caps it
+LONGEST = 1024
 #: what a run takes of the estimate: nothing reaches its peak, and images are decoded on the host
 SLACK = (2, 5)
 
@@ -45,14 +47,19 @@ def check(config, tables: Sequence[Table], checkpoint: Path | None, price: float
     estimates = roofline.Roofline(shape, TEXT_TOKENS)
     found = [d for d in roofline.devices() if d.match in _here(config.device)]
     for device in found or roofline.devices():
-        seconds = sum(_answer_seconds(estimates, device, *m, config.batch_size) for m in methods)
-        hours = sum(counts.values()) * seconds / 3600
+        hours, longest = (
+            sum(counts.values())
+            / 3600
+            * sum(_answer_seconds(estimates, device, *m, config.batch_size, length) for m in methods)
+            for length in (ANSWER_TOKENS, config.token_cap or LONGEST)
+        )
         low, high = (slack * hours for slack in SLACK)
         money = f", at {price:g} an hour {low * price:.2f} to {high * price:.2f}" if price else ""
         yield Finding(
             NOTE,
             f"time, one {device.name}",
-            f"at least {hours:.2g} hours by its datasheet; expect {low:.2g} to {high:.2g}{money}"
+            f"at least {hours:.2g} hours by its datasheet; expect {low:.2g} to {high:.2g}{money}; "
+            f"{longest:.2g} if every answer ran to the cap of {config.token_cap or LONGEST} tokens"
             + ("" if found else " (not this machine)"),
         )
 
@@ -76,8 +83,8 @@ def _here(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.partition(":")[0] == "cuda" else ""
 
 
-def _answer_seconds(estimates, device, spec: str, budget, batch: int) -> float:
-    """One answer at the batch size: its share of a prefill and of a few decoding steps."""
+def _answer_seconds(estimates, device, spec: str, budget, batch: int, length: int) -> float:
+    """One answer at the batch size: its share of a prefill and of `length` decoding steps."""
     try:
         work = estimates.work(spec, budget, batch)
     except Exception:  # a method that cannot plan without weights: as the unpruned model
@@ -86,4 +93,4 @@ def _answer_seconds(estimates, device, spec: str, budget, batch: int) -> float:
     prefill = times["eager"] or max(times["weights"], times["flops"])
     reading = 1e3 * work.weights["llm"] / device.bandwidth
     launching = 1e3 * work.launches["llm"] * device.launch if work.launches else 0.0
-    return (prefill + ANSWER_TOKENS * max(reading, launching)) / batch / 1e3
+    return (prefill + length * max(reading, launching)) / batch / 1e3

@@ -287,6 +287,8 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
             f"{KEPT} measured before {reuse.listed(list(files))} changed, and kept as it was "
             "(--keep-results; which files for which row: other_code in leaderboard.csv)."
         )
+    if cut := _cut(done, titles):
+        lines.append(cut)
     lines += [f"Left out: {line}." for line in outcome.left_out]
     if any(lost.values()):
         counts = ", ".join(f"{titles[task]} {n}" for task, n in lost.items() if n)
@@ -301,6 +303,19 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
     else:
         lines += _comparable(done, titles)
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _cut(done: Sequence[Mapping], titles: Mapping[str, str]) -> str:
+    """How many answers were as long as they may be; empty if none was."""
+    found: dict[str, list[int]] = {}
+    for r in done:
+        if r.get("answers_at_cap"):
+            own = found.setdefault(r["task"], [0, 0, r["prompt"]["generation"]["max_new_tokens"]])
+            own[0] += r["answers_at_cap"]
+            own[1] += r["data"]["documents"]
+    each = [f"{titles[t]} {n} of {total} (at {cap} tokens)" for t, (n, total, cap) in found.items()]
+    what = "Answers that reached the cap on their length (--max-new-tokens)"
+    return f"{what}: {', '.join(each)}." if each else ""
 
 
 def _limits(config: RunConfig) -> str:

@@ -113,7 +113,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
     result, official = evaluate(task, model, documents)
     low, high = interval(result.units, cell.benchmark.scoring.statistic, LEVEL, RESAMPLES, config.seed)
     found = [model.journal.answers[q.row, q.prompt] for q in map(model.question, task.instances)]
-    benchmark = cell.benchmark
+    benchmark, generation = cell.benchmark, dict(model.question(task.instances[0]).generation)
     apart = comparable.reasons(
         benchmark, config.suite, session.described, len(documents), documents.total, config.blind
     )
@@ -139,7 +139,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
             "comparable_to_paper": not apart,
             "comparability": "; ".join(apart) or benchmark.why,
         },
-        "prompt": {"generation": dict(model.question(task.instances[0]).generation), "padding_side": "left"},
+        "prompt": {"generation": generation, "padding_side": "left"},
         "metrics": {
             "score": result.value,
             "unit": benchmark.unit,
@@ -150,6 +150,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
             **result.extra,
             "lmms_eval": official,
         },
+        "answers_at_cap": sum(a.output_tokens >= generation["max_new_tokens"] for a in found),
         "visual_tokens": token_statistics(found),
         "run": {
             "seconds": report.seconds,
