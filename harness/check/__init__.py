@@ -23,36 +23,58 @@ def run(
     everything: bool = False,
     results: Path = RESULTS,
     say: Callable[[str], None] = print,
+    own: Path | None = None,
+    partial: bool = False,
 ) -> int:
-    """Check the registry and the run folders (default: the committed ones). Returns 1 if anything fails.
+    """Check run folders and bundles; without any, the committed ones, and the published tables among
+    themselves. Returns 1 if anything fails.
 
-    Raises UserError for a folder or a file that cannot be read.
+    own: a file of the user's own published numbers, that the runs are held against in place of the paper's.
+    partial: what the baseline has and a run lacks is no failure.
+    Raises UserError for a folder or a file that cannot be read, before anything is counted.
     """
     from harness import published
-    from harness.check import against, costs, findings, folder, registry
+    from harness.check import against, findings, folder, registry
+    from harness.store import bundle
 
-    tables = published.load()
-    sections = [
-        ("Published numbers: what follows from what is printed", registry.findings(tables)),
-        ("Published FLOPs against our count", list(costs.findings(tables))),
-    ]
+    tables = published.load() if own is None else published.load_with(own)
+    names = () if own is None else (own.stem,)
     known = committed(results)
+    runs = {path.resolve(): folder.read(path) for path in folders or known}
+    if baseline is not None:
+        runs.setdefault(baseline.resolve(), folder.read(baseline))
+    sections: list[tuple[str, list]] = []
+    if not folders or own is not None:
+        found = registry.findings(tables)
+        if own is not None:
+            found = [f for f in found if f.path == tables.path_of(own.stem)]
+        sections.append(("Published numbers: what follows from what is printed", found))
+    if not folders:
+        from harness.check import costs
+
+        sections.append(("Published FLOPs against our count", list(costs.findings(tables))))
     for path in folders or known:
-        one = folder.read(path)
-        found = [*folder.integrity(one), *against.published(one, tables)]
-        earlier = baseline or _baseline_of(one, known)
-        title = f"Run {findings.relative(path)} ({one.backbone})"
+        one = runs[path.resolve()]
+        found = [*folder.integrity(one), *against.published(one, tables, names)]
+        earlier = baseline or _baseline_of(one, known, runs)
+        title = f"{'Run' if one.header is None else 'Bundle'} {findings.relative(path)} ({one.backbone})"
         if earlier is None:
             title += ": no committed baseline of this backbone"
         elif earlier.resolve() == path.resolve():
             title += ": it is the committed baseline"
         else:
             title += f" against {findings.relative(earlier)}"
-            found += against.baseline(one, folder.read(earlier))
+            found += against.baseline(one, runs[earlier.resolve()])
+        if partial:
+            found = [f for f in found if not against.is_lacking(f)]
+        if one.header is not None:
+            title += f"\n\nProvenance: {bundle.provenance(one.header)}."
         sections.append((title, found))
     for title, found in sections:
         say(f"\n## {title}\n")
         say("\n\n".join(filter(None, (findings.table(found, everything), findings.summary(found)))))
+        if title.startswith("Published numbers") and (line := registry.count(found)):
+            say(line)
         if github:
             for line in filter(None, map(findings.annotation, found)):
                 say(line)
@@ -64,24 +86,37 @@ def run(
 
 
 def committed(results: Path) -> list[Path]:
-    """The run folders that are part of the repository."""
-    found = [path.parent for path in results.glob("*/*/cells") if path.is_dir()]
+    """The runs that are part of the repository, as bundles or folders."""
+    from harness.store import bundle
+
+    found = [path for path in results.glob("*/*") if bundle.is_run(path)]
     return sorted(path for path in found if path.parent.name != "runs")
 
 
-def _baseline_of(one, known: Sequence[Path]) -> Path | None:
+def _baseline_of(one, known: Sequence[Path], runs: dict) -> Path | None:
     """The committed run of the same backbone that shares most cells; the run itself if it is committed."""
     from harness.check import folder
+    from harness.store import bundle
 
     if any(path.resolve() == one.folder.resolve() for path in known):
         return one.folder
     best, most = None, 0
     for path in known:
-        try:
-            other = folder.read(path)
-        except UserError as error:
-            raise UserError(f"the committed baseline is broken: {error}") from error
-        shared = len(other.cells.keys() & one.cells.keys()) if other.backbone == one.backbone else 0
+        if path.resolve() not in runs:
+            if bundle.backbone_of(path) not in (None, Path(one.backbone).name):
+                continue
+            try:
+                runs[path.resolve()] = folder.read(path)
+            except UserError as error:
+                raise UserError(f"the committed baseline is broken: {error}") from error
+        other = runs[path.resolve()]
+        blind = [next(iter(r.cells.values()))["data"].get("blind") for r in (one, other) if _has_data(r)]
+        alike = other.backbone == one.backbone and len(set(blind)) < 2
+        shared = len(other.cells.keys() & one.cells.keys()) if alike else 0
         if shared > most:
             best, most = path, shared
     return best
+
+
+def _has_data(run) -> bool:
+    return "data" in next(iter(run.cells.values()))

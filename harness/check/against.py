@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from backbones import shapes
+from harness.check.expected import done, units_of
 from harness.check.findings import Finding
-from harness.check.folder import Address, Run, done, units_of
 from harness.check.registry import label
 from harness.published import Accuracy, Registry, Row, half_unit
+from harness.store.bundle import Address, Run
 from harness.tasks.bootstrap import resampled_sums
 from harness.tasks.suites import BENCHMARKS
 
@@ -33,8 +34,11 @@ def baseline(run: Run, earlier: Run) -> Iterator[Finding]:
 
     The difference has a paired bootstrap interval: both runs share the resamples, so the luck of the
     documents cancels. A drop fails if the whole interval lies below zero. Growth of counted costs fails too;
-    slower is a warning, on the same device alone.
+    slower is a warning, on the same device alone. What the baseline has and the run lacks fails, and so do
+    another data type and another seed.
     """
+    yield from _lacking(run, earlier)
+    yield from _other_settings(run, earlier)
     paired: dict[tuple, dict[str, tuple[dict, dict]]] = {}
     for address, record in run.cells.items():
         other = earlier.cells.get(address)
@@ -56,6 +60,49 @@ def baseline(run: Run, earlier: Run) -> Iterator[Finding]:
     for key, cost in run.efficiency.items():
         if key in earlier.efficiency and done(cost) and done(earlier.efficiency[key]):
             yield from _slower(run, earlier, key)
+
+
+def _lacking(run: Run, earlier: Run) -> Iterator[Finding]:
+    """A line for each task, and each method at a budget, that only the baseline has; single cells and
+    measurements otherwise."""
+    tasks, methods = ({a[i] for a in run.cells} for i in (0, slice(1, 3)))
+    absent = [a for a in earlier.cells if a not in run.cells]
+    lines: dict[str, int] = {}
+    for task, spec, budget in absent:
+        method = spec + ("" if budget is None else f" at {budget:g}")
+        which = f"{task}, {method}"
+        if task not in tasks:
+            which = task
+        elif (spec, budget) not in methods:
+            which = method
+        lines[which] = lines.get(which, 0) + 1
+    for which, number in lines.items():
+        yield _missing(run, earlier, which, f"{number} cells" if number > 1 else "cell")
+    for spec, budget in earlier.efficiency:
+        if (spec, budget) not in run.efficiency and (spec, budget) in methods:
+            which = spec + ("" if budget is None else f" at {budget:g}")
+            yield _missing(run, earlier, which, "measurement")
+
+
+def _missing(run: Run, earlier: Run, which: str, what: str) -> Finding:
+    return Finding(
+        "FAIL", f"{run.folder.name}: {which} / {earlier.folder.name}", what, "missing", "there",
+        "the baseline has it; --partial if the run was not meant to", run.folder,
+    )  # fmt: skip
+
+
+def is_lacking(finding: Finding) -> bool:
+    """Whether a finding says that the baseline has something that the run lacks."""
+    return finding.note.startswith("the baseline has it")
+
+
+def _other_settings(run: Run, earlier: Run) -> Iterator[Finding]:
+    for key in ("dtype", "seed"):
+        new, old = (next(iter(r.cells.values())).get(key) for r in (run, earlier))
+        where = f"{run.folder.name} / {earlier.folder.name}"
+        note = "" if new == old else "runs compare at equal settings; name another run with --baseline"
+        status = "ok" if new == old else "FAIL"
+        yield Finding(status, where, key, f"{new}", f"{old}", note, run.folder)
 
 
 def _not_paired(record: Mapping, other: Mapping) -> str | None:
@@ -158,16 +205,29 @@ def _slower(run: Run, earlier: Run, key: tuple) -> Iterator[Finding]:
 # ---- published numbers
 
 
-def published(run: Run, registry: Registry) -> Iterator[Finding]:
+def published(run: Run, registry: Registry, own: Collection[str] = ()) -> Iterator[Finding]:
     """Each cell beside the published one of the same backbone, method and budget.
 
     They agree if the published score, to its last digit, lies in the cell's bootstrap interval widened by
     PUBLISHED_TOLERANCE of the scale. Below it fails, unless the row is known not to reproduce; above it
-    warns.
+    warns. own: names of tables that the user brought: those are held against any run of a backbone of that
+    name, whatever its data.
     """
     shape = shapes.named_like(run.backbone)
-    tables = [t for t in registry.accuracy.values() if shape is not None and t.backbone == shape.name]
-    if not tables:
+    names = {Path(run.backbone).name, *([shape.name] if shape is not None else [])}
+    tables = [t for t in registry.accuracy.values() if t.backbone in names]
+    mine = [t for t in tables if t.name in own]
+    if own and not mine:
+        asked = ", ".join(sorted(own))
+        yield Finding(
+            "FAIL", run.folder.name, "scores", Path(run.backbone).name, "a table of it",
+            f"{asked} has no accuracy table of this backbone", run.folder,
+        )  # fmt: skip
+    if own:
+        tables = mine
+    elif shape is None:
+        tables = []
+    if not tables and not own:
         yield Finding(
             "skipped", run.folder.name, "scores", note=f"no published table is about {run.backbone}"
         )
@@ -178,7 +238,19 @@ def published(run: Run, registry: Registry) -> Iterator[Finding]:
         for table in tables:
             row = _row(table, address)
             if row is not None and address[0] in row.scores:
-                yield _beside(run.name(address), record, table, row, shape.layers)
+                layers = None if table.name in own else shape.layers
+                yield _beside(run.name(address), record, table, row, layers)
+    for table in mine:
+        yield from _without_cells(run, table)
+
+
+def _without_cells(run: Run, table: Accuracy) -> Iterator[Finding]:
+    """Rows of a user's table that the run says nothing of."""
+    for row in table.rows:
+        tasks = [t for t in row.scores if any(a[0] == t and _row(table, a) is row for a in run.cells)]
+        if lacking := [t for t in row.scores if t not in tasks]:
+            note = f"the run has no cell of {', '.join(lacking)}"
+            yield Finding("warning", label(table, row), "scores", "none", "a run's", note, table.path)
 
 
 def _row(table: Accuracy, address: Address) -> Row | None:
@@ -195,14 +267,15 @@ def _row(table: Accuracy, address: Address) -> Row | None:
     return None
 
 
-def _beside(where: str, record: Mapping, table: Accuracy, row: Row, layers: int) -> Finding:
+def _beside(where: str, record: Mapping, table: Accuracy, row: Row, layers: int | None) -> Finding:
+    """layers: of the published backbone; None: the user says that it is the run's."""
     task, published = record["task"], row.scores[record["task"]]
     where, data = f"{where} / {label(table, row)}", record["data"]
-    if record["backbone"]["layers"] != layers:
+    if layers is not None and record["backbone"]["layers"] != layers:
         return Finding(
             "skipped", where, "score", note="named like the published backbone, but of other depth"
         )
-    if not data.get("comparable_to_paper"):
+    if layers is not None and not data.get("comparable_to_paper"):
         return Finding("skipped", where, "score", note=data.get("comparability", "not comparable"))
     slack = PUBLISHED_TOLERANCE * SCALE[BENCHMARKS[task].unit] + half_unit(published)
     low, high = record["metrics"]["interval"]

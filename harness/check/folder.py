@@ -1,283 +1,289 @@
-"""A run folder as `run_all.py` leaves it, and whether its files agree with each other."""
+"""Whether the files of a run, or of a bundle, agree with each other: every number from the answers, or from
+what the records hold of each document, and nothing missing."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
-from backbones import shapes
+from harness.check import printed, scores
+from harness.check.expected import Expected, done, units_of
 from harness.check.findings import Finding
-from harness.costs.closed_form import closed_form_head, closed_form_layer
-from harness.store import records
-from harness.tasks.bootstrap import Units, interval
-from harness.tasks.suites import BENCHMARKS, averaged
+from harness.check.printed import EXACT, RESAMPLED, agree
+from harness.store import bundle
+from harness.store.bundle import Run
+from harness.store.journal import Answer
+from harness.tasks.bootstrap import Statistic, Units, sums_of_many
+from harness.tasks.suites import BENCHMARKS
 from methods.errors import UserError
 
-#: a cell by (task, method spec, budget)
-Address = tuple[str, str, "int | float | None"]
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "backbones" / "pocket" / "checkpoints"
-#: the columns of leaderboard.csv that are recomputed
-_NUMBERS = {
-    *BENCHMARKS, "budget", "average", "gflops", "gflops_ratio", "prefill", "speedup",
-}  # fmt: skip
-#: numbers that were written down and read again
-EXACT = 1e-9
-
-
-@dataclass(frozen=True)
-class Run:
-    """cells: finished and failed ones by address; efficiency: by (spec, budget); table: leaderboard.csv, None
-    if there is none. Every record carries its file under the key "path". Of several records of a cell (other
-    documents, an edited method) the latest counts; `repeated` are their (spec, budget).
-    """
-
-    folder: Path
-    cells: Mapping[Address, dict]
-    efficiency: Mapping[tuple, dict]
-    table: list[dict] | None
-    repeated: frozenset[tuple] = frozenset()
-
-    @property
-    def backbone(self) -> str:
-        return next(iter(self.cells.values()))["backbone"]["name"]
-
-    def name(self, address: Address) -> str:
-        task, spec, budget = address
-        return f"{self.folder.name}: {task}, {spec}" + ("" if budget is None else f" at {budget}")
+#: what all records of a run share
+_SHARED = (
+    "dtype",
+    "seed",
+    "backbone.name",
+    "backbone.weights",
+    "backbone.config",
+    "data.blind",
+    "data.suite",
+)
 
 
 def read(folder: Path) -> Run:
-    """Raises UserError for a folder that is no run, and for a file in it that is no such record."""
-    if not (folder / "cells").is_dir():
-        raise UserError(
-            f"{folder} is no run folder: it has no cells/; name one that run_all.py wrote (--out)"
-        )
-    cells: dict[Address, dict] = {}
-    repeated = set()
-    for path in sorted(folder.glob("cells/*/*.json")):
-        record = _read(path, "cell")
-        if record["task"] not in BENCHMARKS:
-            raise UserError(f"{path} is of an unknown task {record['task']!r}")
-        address = (record["task"], record["method"]["spec"], record["method"]["budget"])
-        other = cells.get(address)
-        if other is not None:
-            repeated.add(address[1:])
-        if other is None or other["written"] < record["written"]:
-            cells[address] = record
-    if not cells:
-        raise UserError(f"{folder} holds no cell records (cells/TASK/*.json)")
-    costs: dict[tuple, dict] = {}
-    for path in sorted(folder.glob("efficiency/*.json")):
-        record = _read(path, "efficiency")
-        key = (record["method"]["spec"], record["method"]["budget"])
-        if key in costs:
-            repeated.add(key)
-        if key not in costs or costs[key]["written"] < record["written"]:
-            costs[key] = record
-    return Run(folder, cells, costs, _table(folder / "leaderboard.csv"), frozenset(repeated))
-
-
-def _read(path: Path, kind: str) -> dict:
-    record = records.read(path)
-    if record.get("kind") != kind:
-        raise UserError(f"{path} is a record of kind {record.get('kind')!r}, not {kind!r}; move it away")
-    try:
-        _ = record["method"]["spec"], record["method"]["budget"], record["written"], record["task"]
-        _ = record["backbone"]["name"], record["backbone"]["layers"], record["device"]["name"]
-        if record["status"] == "done" and kind == "cell":
-            _ = record["metrics"]["score"], record["metrics"]["interval"], record["visual_tokens"]["rows"]
-            _ = record["metrics"]["resamples"], record["metrics"]["interval_level"], record["seed"]
-            _ = record["data"]["documents"], record["data"]["digest"], record["documents"]["row"]
-            _ = record["visual_tokens"]["kept"], record["visual_tokens"]["mean_over_layers"]
-            _ = record["visual_tokens"]["text_tokens"]
-            units_of(record)
-        if record["status"] == "done" and kind == "efficiency":
-            _ = record["macs"]["tower"], record["macs"]["projector"], record["macs"]["selection"]
-            _ = record["latency_ms"]["total"]["median"], record["latency_ms"]["vanilla_total_median"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} lacks or garbles {error}; it is no complete {kind} record, move it away"
-        ) from error
-    return {**record, "path": path}
-
-
-def units_of(record: Mapping) -> Units:
-    """What the cell's score is resampled from. Raises ValueError if its columns are of unequal length."""
-    u = record["units"]
-    units = Units(tuple(u["cluster"]), np.array(u["counts"], dtype=float), tuple(u["stratum"]))
-    if not len(units.keys) == len(units.counts) == len(units.strata) or units.counts.ndim != 2:
-        raise ValueError("units")
-    return units
-
-
-def _table(path: Path) -> list[dict] | None:
-    import csv
-
-    if not path.exists():
-        return None
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if any(not row.get("method") for row in rows):
-            raise ValueError("a row has no method")
-        return [{k: _number(v) if k in _NUMBERS else v for k, v in row.items()} for row in rows]
-    except (OSError, ValueError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no leaderboard of this program ({error})") from error
-
-
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
-
-
-def done(record: Mapping) -> bool:
-    return record["status"] == "done"
-
-
-# ---- do the files agree
+    """The run or bundle in `folder`. UserError if it is none, or holds records of unknown tasks."""
+    run = bundle.read(folder)
+    for task, _, _ in run.cells:
+        if task not in BENCHMARKS:
+            raise UserError(f"{folder} holds a record of an unknown task {task!r}")
+    return run
 
 
 def integrity(run: Run) -> Iterator[Finding]:
-    """Scores and intervals recomputed from what is resampled, token means from their rows, and every number
-    of leaderboard.csv from the records."""
+    """Everything that can be computed anew from the run's own files."""
+    for name, problem in bundle.changed_files(run):
+        where = f"{run.folder.name}/{name}"
+        yield Finding("FAIL", where, "file", problem, "as bundled", "", run.folder / name)
+    yield from _shared(run)
+    yield from _complete(run)
     for address, record in run.cells.items():
-        where = run.name(address)
         if not done(record):
             last = str(record.get("error", "")).strip().splitlines()[-1:] or [""]
-            yield Finding("FAIL", where, "cell", "failed", "done", last[0], record["path"])
-            continue
-        yield from _cell(where, record)
+            yield Finding("FAIL", run.name(address), "cell", "failed", "done", last[0], record["path"])
+    yield from _intervals(run)
+    for address, record in run.cells.items():
+        if done(record):
+            yield from _documents(run.name(address), record)
+            answers = run.answers.get(address)
+            if answers is None:
+                yield Finding("skipped", run.name(address), "answers", note="the answers are not there")
+            else:
+                yield from _from_answers(run, run.name(address), record, answers)
+    yield from _alike(run)
     for (spec, budget), record in run.efficiency.items():
         if not done(record):
             where = f"{run.folder.name}: efficiency, {spec} at {budget}"
             yield Finding("FAIL", where, "record", "failed", "done", "", record["path"])
-    if run.table is not None:
-        yield from _leaderboard(run)
+    yield from printed.findings(run, Expected(run))
 
 
-def _agree(
-    where: str, what: str, computed: float, stands: float, path: Path, tolerance: float = EXACT
-) -> Finding:
-    close = math.isclose(computed, stands, rel_tol=tolerance, abs_tol=tolerance)
-    both_missing = math.isnan(computed) and math.isnan(stands)
-    status = "ok" if close or both_missing else "FAIL"
-    note = "" if status == "ok" else "the file contradicts itself or its run"
-    return Finding(status, where, what, f"{computed:.6g}", f"{stands:.6g}", note, path)
+# ---- is it one run, and whole
 
 
-def _cell(where: str, record: Mapping) -> Iterator[Finding]:
-    path, metrics, tokens = record["path"], record["metrics"], record["visual_tokens"]
-    units, function = units_of(record), BENCHMARKS[record["task"]].scoring.statistic
-    value = float(function(units.counts.sum(0, keepdims=True))[0])
-    yield _agree(where, "score", value, metrics["score"], path)
-    bounds = interval(units, function, metrics["interval_level"], metrics["resamples"], record["seed"])
-    for name, computed, stands in zip(("interval, low", "interval, high"), bounds, metrics["interval"]):
-        # percentiles of resamples: a library's other order of summation may move them in the last digits
-        yield _agree(where, name, computed, stands, path, 1e-6)
-    number = sum(n for _, n in tokens["rows"])
-    yield _agree(where, "documents", number, record["data"]["documents"], path)
-    mean = sum(sum(layers) / len(layers) * n for layers, n in tokens["rows"]) / number
-    yield _agree(where, "visual tokens, mean over layers", mean, tokens["mean_over_layers"], path)
-
-
-def _leaderboard(run: Run) -> Iterator[Finding]:
-    path = run.folder / "leaderboard.csv"
-    text_tokens = common_text_length(run)
-    flops = _flops(run, text_tokens)
-    vanilla = {a[0]: r for a, r in run.cells.items() if a[2] is None and a[1] == "vanilla" and done(r)}
-    for row in run.table:
-        budget = None if math.isnan(row.get("budget", math.nan)) else row["budget"]
-        mine = {a[0]: r for a, r in run.cells.items() if a[1] == row["method"] and a[2] == budget and done(r)}
-        where = f"{run.folder.name}/leaderboard.csv: {row['method']}" + (f" at {budget:g}" if budget else "")
-        if {(row["method"], budget), ("vanilla", None)} & run.repeated:
+def _shared(run: Run) -> Iterator[Finding]:
+    """What must be the same in all records."""
+    for key in _SHARED:
+        part, _, name = key.partition(".")
+        found: dict[object, list[dict]] = {}
+        for record in (*run.cells.values(), *run.efficiency.values()):
+            value = record.get(part)
+            if name:
+                if not isinstance(value, Mapping):
+                    continue
+                value = value.get(name)
+            found.setdefault(repr(value), []).append(record)
+        usual, *others = sorted(found.items(), key=lambda item: -len(item[1]))
+        for value, records in others:
+            where = f"{run.folder.name}: {records[0]['task']}, {records[0]['method']['spec']}"
+            more = f" and {len(records) - 1} more" if len(records) > 1 else ""
             yield Finding(
-                "skipped", where, "row", note="several records of its cells: which one it shows is open"
-            )
-            continue
-        if not mine:
-            yield Finding("FAIL", where, "row", "no record", "a row", "no cell record has this method", path)
-            continue
-        for task, record in mine.items():
-            yield _agree(where, task, record["metrics"]["score"], row.get(task, math.nan), path)
-        if not math.isnan(row.get("average", math.nan)):
-            ratios = [
-                r["metrics"]["score"] / vanilla[t]["metrics"]["score"]
-                for t, r in mine.items()
-                if t in vanilla and t in averaged(mine)
-            ]
-            yield _agree(where, "average %", 100 * float(np.mean(ratios)), row["average"], path)
-        cost = run.efficiency.get((row["method"], budget))
-        if cost is None or not done(cost) or math.isnan(row.get("gflops", math.nan)):
-            continue
-        times = cost["latency_ms"]
-        yield _agree(where, "prefill ms", times["total"]["median"], row.get("prefill", math.nan), path)
-        if times["vanilla_total_median"]:
-            speed = times["vanilla_total_median"] / times["total"]["median"]
-            yield _agree(where, "speed-up", speed, row.get("speedup", math.nan), path)
-        computed = flops(cost, mine.values())
-        if computed is None:
-            yield Finding("skipped", where, "GFLOPs", note="the backbone's configuration is not at hand")
-        else:
-            yield _agree(where, "GFLOPs", computed, row["gflops"], path)
-    rows = {row["method"]: row for row in run.table}
-    if "vanilla" in rows:
-        for row in run.table:
-            ratio = row.get("gflops", math.nan) / rows["vanilla"].get("gflops", math.nan)
-            where = f"{run.folder.name}/leaderboard.csv: {row['method']}"
-            yield _agree(where, "GFLOPs, ratio", ratio, row.get("gflops_ratio", math.nan), path)
+                "FAIL", where + more, key, value, usual[0], "the run's other records have another",
+                records[0]["path"],
+            )  # fmt: skip
 
 
-def common_text_length(run: Run) -> int:
-    """The text length that the run's FLOPs are counted at: see harness.report.leaderboard."""
-    from harness.report.leaderboard import common_text_length
+def _complete(run: Run) -> Iterator[Finding]:
+    """Every method has every task, and a measurement of its costs, and vanilla is there."""
+    tasks = list(dict.fromkeys(a[0] for a in run.cells))
+    methods = dict.fromkeys([*(a[1:] for a in run.cells), *run.efficiency])
+    if ("vanilla", None) not in methods:
+        yield _lacks(run, "vanilla", "cell", "the reference of all ratios is not there")
+    for spec, budget in methods:
+        name = spec + ("" if budget is None else f" at {budget:g}")
+        absent = [t for t in tasks if (t, spec, budget) not in run.cells]
+        for task in absent:
+            yield _lacks(run, f"{task}, {name}", "cell", "other methods have it")
+        if run.efficiency and (spec, budget) not in run.efficiency:
+            yield _lacks(run, name, "measurement", "its costs: other methods have them")
 
-    return common_text_length(list(run.cells.values()))
+
+def _lacks(run: Run, which: str, what: str, note: str) -> Finding:
+    return Finding("FAIL", f"{run.folder.name}: {which}", what, "missing", "there", note, run.folder)
 
 
-def _flops(run: Run, text_tokens: int):
-    """A function from (efficiency record, cell records) to GFLOPs by closed form; None where the backbone's
-    configuration is not at hand, or is not the one that the records were made with."""
-    config = _text_config(run.backbone)
-    vanilla = run.efficiency.get(("vanilla", None))
-    if config is None or vanilla is None or not done(vanilla):
-        return lambda cost, cells: None
-    probe = vanilla["macs"]
+# ---- cells
+
+
+def _intervals(run: Run) -> Iterator[Finding]:
+    """Scores and intervals from what is resampled; equal clusters are drawn once for all methods."""
+    alike: dict[tuple, list[tuple[tuple, Units]]] = {}
+    for address, record in run.cells.items():
+        if done(record):
+            units, metrics = units_of(record), record["metrics"]
+            key = (address[0], units.keys, units.strata, metrics["resamples"], record["seed"])
+            alike.setdefault(key, []).append((address, units))
+    for (task, _, _, resamples, seed), members in alike.items():
+        function = BENCHMARKS[task].scoring.statistic
+        several = sums_of_many([units for _, units in members], resamples, seed)
+        for (address, units), sums in zip(members, several):
+            yield from _interval(run.name(address), run.cells[address], units, function, sums)
+
+
+def _interval(
+    where: str, record: Mapping, units: Units, function: Statistic, sums: np.ndarray
+) -> Iterator[Finding]:
+    metrics, path = record["metrics"], record["path"]
     try:
-        pairs = list(zip(probe["probe_visual_tokens"], probe["probe_text_tokens"]))
-        again = sum(_llm(config, layers, text) for layers, text in pairs) / len(pairs)
-        same = math.isclose(again, probe["probe_llm"], rel_tol=EXACT)
-    except (KeyError, AttributeError, ZeroDivisionError):
-        same = False
-    if not same:
-        return lambda cost, cells: None
-
-    def gflops(cost: Mapping, cells) -> float:
-        rows = [row for record in cells for row in record["visual_tokens"]["rows"]]
-        documents = sum(n for _, n in rows)
-        llm = sum(_llm(config, layers, text_tokens) * n for layers, n in rows) / documents
-        parts = cost["macs"]
-        return 2 * (parts["tower"] + parts["projector"] + parts["selection"] + llm) / 1e9
-
-    return gflops
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = float(function(units.counts.sum(0, keepdims=True))[0])
+            draws = function(sums)
+    except (ValueError, IndexError) as error:
+        problem = f"the benchmark's score cannot be made of them ({error})"
+        yield _judged(where, "resampled counts", False, problem, path)
+        return
+    yield agree(where, "score", value, metrics["score"], path)
+    level = metrics["interval_level"]
+    bounds = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
+    for name, computed, stands in zip(("interval, low", "interval, high"), bounds, metrics["interval"]):
+        yield agree(where, name, float(computed), stands, path, RESAMPLED)
 
 
-def _llm(config, layers, text_tokens: int) -> int:
-    return sum(closed_form_layer(config, v + text_tokens) for v in layers) + closed_form_head(config)
+def _documents(where: str, record: Mapping) -> Iterator[Finding]:
+    """A record's parts against each other: documents, tokens, scores of single documents."""
+    path, tokens, documents = record["path"], record["visual_tokens"], record["documents"]
+    number = sum(n for _, n in tokens["rows"])
+    yield agree(where, "documents", number, record["data"]["documents"], path)
+    yield agree(where, "documents, rows", len(set(documents["row"])), record["data"]["documents"], path)
+    layers = [row for row, _ in tokens["rows"]]
+    if not number or any(len(row) != record["backbone"]["layers"] for row in layers):
+        yield Finding("FAIL", where, "visual tokens", f"{len(layers)} rows", "one count per layer", "", path)
+        return
+    mean = sum(sum(row) / len(row) * n for row, n in tokens["rows"]) / number
+    yield agree(where, "visual tokens, mean over layers", mean, tokens["mean_over_layers"], path)
+    kept = sum(row[-1] * n for row, n in tokens["rows"]) / number
+    yield agree(where, "visual tokens, kept", kept, tokens["kept"], path)
+    for place, stands in enumerate(tokens.get("per_layer", ())):
+        each = sum(row[place] * n for row, n in tokens["rows"]) / number
+        yield agree(where, f"visual tokens, layer {place + 1}", each, stands, path)
+    if "kept" in documents:
+        same = Counter(documents["kept"]) == _last_layer(tokens["rows"])
+        yield _judged(where, "visual tokens of each document", same, "their counts differ", path)
+    low, high = _possible(record)
+    total = sum(documents["score"])
+    inside = low - 1e-6 <= total <= high + 1e-6 and all(0 <= s <= 1 for s in documents["score"])
+    yield _judged(
+        where, "scores of the documents", inside,
+        f"they sum to {total:g}, the score asks for {low:g}" + (f" to {high:g}" if high > low else ""), path,
+    )  # fmt: skip
 
 
-def _text_config(backbone: str):
-    shape = shapes.named_like(backbone)
-    if shape is not None:
-        return shape.config.text_config
-    for folder in (Path(backbone), CHECKPOINTS / backbone):
-        try:
-            body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            return SimpleNamespace(**body["text_config"])
-        except (OSError, ValueError, KeyError, TypeError):
+def _last_layer(rows: Sequence) -> Counter:
+    counted: Counter = Counter()
+    for layers, n in rows:
+        counted[layers[-1]] += n
+    return counted
+
+
+def _judged(where: str, what: str, right: bool, problem: str, path: Path) -> Finding:
+    if right:
+        return Finding("ok", where, what, path=path)
+    return Finding("FAIL", where, what, "differ", "as the run", problem, path)
+
+
+def _possible(record: Mapping) -> tuple[float, float]:
+    """Lowest and highest sum of the documents' scores that the resampled counts allow."""
+    benchmark, number = BENCHMARKS[record["task"]], len(record["documents"]["row"])
+    counts = np.array(record["units"]["counts"], dtype=float)
+    if benchmark.unit == "points":  # MME: a pair gives 0, 50 or 200 points for 0, 1 or 2 right answers
+        right = (np.array(counts.reshape(len(counts), -1, 2)[:, :, 0].sum(1)) // 50).clip(0, 2)
+        return float(right.sum()), float(right.sum())
+    if benchmark.stratum and counts.shape[1] % 3 == 0:  # POPE: right are true positives and negatives
+        accuracy = record["metrics"].get("accuracy")
+        if accuracy is not None:
+            return accuracy / 100 * number, accuracy / 100 * number
+        wrong = max(counts[:, 1::3].sum(), counts[:, 2::3].sum())
+        return float(counts[:, 0::3].sum()), float(number - wrong)
+    if benchmark.group_by is not None:  # MMBench: a question and its rotations are right together
+        hits, groups = counts[:, 0].sum(), len(counts)
+        return float(hits), float(number - (groups - hits))
+    return float(counts[:, 0].sum()), float(counts[:, 0].sum())
+
+
+# ---- answers
+
+
+def _from_answers(run: Run, where: str, record: Mapping, answers: Sequence[Answer]) -> Iterator[Finding]:
+    """The record's counts and scores from the answers themselves."""
+    path, tokens = record["path"], record["visual_tokens"]
+    if [a.row for a in answers] != record["documents"]["row"]:
+        yield _judged(where, "answers", False, "they answer other documents than the record names", path)
+        return
+    counted = Counter(tuple(a.visual_tokens) for a in answers)
+    same = {tuple(layers): n for layers, n in tokens["rows"]} == dict(counted)
+    yield _judged(where, "visual tokens of the answers", same, "the record has other counts", path)
+    if "kept" in record["documents"]:
+        same = [a.visual_tokens[-1] for a in answers] == record["documents"]["kept"]
+        yield _judged(where, "visual tokens kept of each answer", same, "the record has others", path)
+    for name, values in (
+        ("text_tokens", [a.input_tokens - a.image_tokens for a in answers]),
+        ("image_places", [a.image_tokens for a in answers]),
+        ("output_tokens", [a.output_tokens for a in answers]),
+    ):
+        yield agree(where, name, sum(values) / len(values), tokens.get(name, math.nan), path)
+    questions = run.questions.get(record["task"], {})
+    if any(a.row not in questions for a in answers):
+        yield Finding("skipped", where, "answers, scored again", note="the questions are not there")
+        return
+    yield from _rescored(where, record, [questions[a.row] for a in answers], [a.text for a in answers])
+
+
+def _rescored(where: str, record: Mapping, questions: Sequence, texts: Sequence[str]) -> Iterator[Finding]:
+    path = record["path"]
+    try:
+        again = scores.rescore(record["task"], questions, texts)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        yield _judged(where, "answers, scored again", False, f"a question lacks or garbles {error}", path)
+        return
+    if again is None:
+        note = "no rule of this benchmark is written for the check"
+        yield Finding("skipped", where, "answers, scored again", note=note)
+        return
+    yield agree(where, "score of the answers", again.value, record["metrics"]["score"], path)
+    stands = record["documents"]["score"]
+    wrong = [i for i, (a, b) in enumerate(zip(again.documents, stands)) if abs(a - b) > EXACT]
+    problem = ""
+    if wrong:
+        first = wrong[0]
+        problem = (
+            f"{len(wrong)} differ; first row {record['documents']['row'][first]}: the answer "
+            f"{texts[first][:30]!r} has {again.documents[first]:g}, the record {stands[first]:g}"
+        )
+    yield _judged(where, "scores of the documents, from answers", not wrong, problem, path)
+    units = record["units"]
+    held = dict(zip(units["cluster"], units["counts"]))
+    same = held.keys() == again.clusters.keys() and all(
+        np.allclose(held[key], again.clusters[key]) for key in held
+    )
+    yield _judged(where, "resampled counts, from answers", same, "the record has others", path)
+
+
+def _alike(run: Run) -> Iterator[Finding]:
+    """Without the questions: equal answers to one document must have equal scores, whoever gave them."""
+    for task in dict.fromkeys(a[0] for a in run.answers):
+        if run.questions.get(task) or (BENCHMARKS[task].group_by and not BENCHMARKS[task].group_size):
             continue
-    return None
+        known: dict[tuple, tuple[float, str]] = {}
+        for address, answers in run.answers.items():
+            if address[0] != task:
+                continue
+            given = run.cells[address]["documents"]["score"]
+            for answer, score in zip(answers, given):
+                other = known.setdefault((answer.row, answer.text), (score, run.name(address)))
+                if other[0] != score:
+                    path = run.cells[address]["path"]
+                    problem = f"row {answer.row}: the same answer has {other[0]:g} in {other[1]}"
+                    yield _judged(run.name(address), "scores of equal answers", False, problem, path)
+                    break

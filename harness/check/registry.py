@@ -7,6 +7,7 @@ known to its last digit; a printed number follows if some values that round to t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from harness.check.findings import Finding, Status
@@ -27,6 +28,15 @@ def findings(registry: Registry) -> list[Finding]:
         for claim in claims.rows:
             found += _claim(claim, registry)
     return found
+
+
+def count(found: Sequence[Finding]) -> str:
+    """How many printed averages do not follow, and in which tables; empty if all do."""
+    tables = Counter(
+        f.where.partition(":")[0] for f in found if f.what == "average %" and f.status in ("known", "FAIL")
+    )
+    parts = ", ".join(f"{name}: {n}" for name, n in tables.items())
+    return f"{tables.total()} printed averages do not follow from what is printed ({parts})" if tables else ""
 
 
 def average(row: Row | Mapping[str, float], vanilla: Mapping[str, float], tasks: Sequence[str] = ()) -> float:

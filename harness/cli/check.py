@@ -16,8 +16,14 @@ examples:
   python -m harness check                             everything that is committed in results/
   python -m harness check results/runs/pocket-llava   a run of yours against the committed baseline
   python -m harness check RUN --baseline OTHER_RUN --all
+  python -m harness check RUN --published my_paper.yaml    a run against your own published table
 
 Exit code: 0 all agrees, 1 a check failed, 2 bad input.
+"""
+BUNDLE = """\
+examples:
+  python -m harness bundle results/runs/pocket-llava                      to results/runs/pocket-llava-bundle
+  python -m harness bundle results/runs/llava-1.5-7b-paper --out my-7b    then: python -m harness check my-7b
 """
 PARITY = """\
 example:
@@ -32,27 +38,61 @@ def check(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN_FOLDER", parser=as_path, help="runs to check (default: those committed in results/)"
+            metavar="RUN",
+            parser=as_path,
+            help="run folders or bundles to check (default: those committed in results/)",
         ),
     ] = None,
     baseline: Annotated[
         Path | None,
         option("--baseline", "run to compare with (default: the committed one)", "DIR", as_path),
     ] = None,
+    published: Annotated[
+        Path | None,
+        option(
+            "--published",
+            "your own published numbers, in the form of harness/published/table1.yaml (docs/results.md)",
+            "FILE",
+            as_path,
+        ),
+    ] = None,
+    partial: Annotated[
+        bool, flag("--partial", "the run was not meant to have all that the baseline has")
+    ] = False,
     everything: Annotated[bool, flag("--all", "print what agrees, too")] = False,
     github: Annotated[bool, flag("--github", "print annotations for GitHub's checks as well")] = False,
 ) -> int:
     """Published numbers and our own under watch.
 
-    Does what was printed follow from what was printed, do the files of a run agree with each other, and
-    is a run as good as the committed baseline and as what was published for its backbone?
+    Is a run whole, does every number in its files follow from its answers, and is it as good as the
+    committed baseline and as what was published for its backbone? Without a run: the committed ones, and
+    whether what was published follows from what was published.
     """
     for folder in [*(folders or []), *([baseline] if baseline else [])]:
         if not folder.is_dir():
             raise UserError(f"{folder} is no run folder; name one that run_all.py has written")
     from harness import check
 
-    return check.run(folders or [], baseline, github, everything)
+    return check.run(folders or [], baseline, github, everything, own=published, partial=partial)
+
+
+@command("bundle", examples=BUNDLE)
+def bundle(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_FOLDER", parser=as_path, help="what run_all.py wrote (--out)")
+    ],
+    out: Annotated[
+        Path | None, option("--out", "for the bundle (default: RUN_FOLDER-bundle)", "DIR", as_path)
+    ] = None,
+) -> int:
+    """Turn a run folder into a handful of files that can be handed over.
+
+    Records, answers, questions without images, the leaderboard, figures: `check` computes all of it anew
+    from them, on a CPU, without the model and without the data.
+    """
+    from harness.store import bundle
+
+    return bundle.run(folder, out)
 
 
 @command("parity", examples=PARITY)

@@ -66,13 +66,22 @@ def overlay(
 @command("adaptive", examples=ADAPTIVE)
 def adaptive(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN_FOLDER", parser=as_path, help="a run with the method's cells")
+        Path,
+        typer.Argument(metavar="RUN_FOLDER", parser=as_path, help="a run or bundle with the method's cells"),
     ],
     method: Annotated[str, option("--method", "as the run named it", "SPEC", as_text)] = "stepprune",
     data: Annotated[
         Path | None, option("--data", "what the run was asked, if not the shipped Pocket-8", "DIR", as_path)
     ] = None,
-    out: Annotated[Path | None, option("--out", "for the report (default: the run)", "DIR", as_path)] = None,
+    out: Annotated[
+        Path | None,
+        option(
+            "--out",
+            "for the report (default: the run, or beside results/runs)",
+            "DIR",
+            as_path,
+        ),
+    ] = None,
 ) -> int:
     """What a method that chooses its own number of tokens spends them on (Fig. 4)."""
     from harness.report import adaptive

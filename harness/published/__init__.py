@@ -159,6 +159,11 @@ class Registry:
     ablation: Mapping[str, Ablation]
     claims: Mapping[str, Claims] = field(default_factory=dict)
 
+    def path_of(self, name: str) -> Path | None:
+        """The file of a table."""
+        kinds = (self.accuracy, self.efficiency, self.ablation, self.claims)
+        return next((tables[name].path for tables in kinds if name in tables), None)
+
 
 def half_unit(value: float) -> float:
     """Half of the last printed digit: 63.0 -> 0.05, 1862 -> 0.5."""
@@ -170,8 +175,23 @@ def load(folder: Path = FOLDER) -> Registry:
 
     Raises UserError, one line that names the file and the key, for anything that does not fit the schema.
     """
+    return _registry(sorted(folder.glob("*.yaml")), f"there is no *.yaml in {folder}")
+
+
+def load_with(own: Path, folder: Path = FOLDER) -> Registry:
+    """The tables of `folder`, and that of the user's file `own`, which replaces one of its name.
+
+    Raises UserError as `load` does.
+    """
+    if not own.is_file():
+        raise UserError(f"--published {own}: there is no such file")
+    shipped = [path for path in sorted(folder.glob("*.yaml")) if path.stem != own.stem]
+    return _registry([*shipped, own], "")
+
+
+def _registry(paths: Sequence[Path], problem: str) -> Registry:
     found: dict[str, dict] = {kind: {} for kind in _KINDS}
-    for path in sorted(folder.glob("*.yaml")):
+    for path in paths:
         body = _Entry(_parse(path), path.name, "")
         kind = body.take("kind", str, among=_KINDS)
         if body.take("schema_version", int) != SCHEMA_VERSION:
@@ -183,7 +203,7 @@ def load(folder: Path = FOLDER) -> Registry:
         found[kind][path.stem] = _KINDS[kind](body, path, place)
         body.close()
     if not any(found.values()):
-        raise UserError(f"no published tables: there is no *.yaml in {folder}")
+        raise UserError(f"no published tables: {problem}")
     registry = Registry(**found)
     _check_references(registry)
     return registry

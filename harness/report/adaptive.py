@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from backbones import families
-from harness.check.folder import Run, done, read
+from harness.report import tables
 from harness.store import records
+from harness.store.bundle import Run, read
 from methods.errors import UserError
 
 #: K-buckets of Fig. 4, log-spaced
@@ -25,8 +25,12 @@ RESAMPLES = 1000
 
 
 def run(folder: Path, method: str, data: Path | None, out: Path | None) -> int:
-    """Write adaptive_<method>.json, .md and .png into `out` (default: the run's folder); print the table."""
-    table = questions(read(folder), method, data)
+    """Write adaptive_<method>.json, .md and .png into `out` (default: the run's folder; of a bundle
+    results/runs/BACKBONE-adaptive); print the table."""
+    found = read(folder)
+    if found.header is not None and out is None:  # the files of a bundle stay as they are
+        out = Path("results", "runs", f"{Path(found.backbone).name}-adaptive")
+    table = questions(found, method, data)
     blocks = {budget: describe(rows) for budget, rows in table.groupby("budget", sort=False)}
     target = (out or folder) / f"adaptive_{method.partition(':')[0]}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,8 @@ def run(folder: Path, method: str, data: Path | None, out: Path | None) -> int:
     target.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     draw(table, blocks, target.with_suffix(".png"))
     print(text)
+    if target.parent != folder:
+        print(f"\nwritten to {target.parent}")
     return 0
 
 
@@ -52,13 +58,13 @@ def questions(run: Run, method: str, data: Path | None = None) -> pd.DataFrame:
         raise UserError(f"{run.folder} has no cells of {method}; it has: {', '.join(specs) or 'none'}")
     found = []
     for (task, spec, budget), record in run.cells.items():
-        if spec != method or budget is None or not done(record):
+        if spec != method or budget is None or record["status"] != "done":
             continue
         vanilla = run.cells.get((task, "vanilla", None))
         documents = record["documents"]
         if "kept" not in documents:
             raise UserError(f"{record['path']} says nothing of single questions; run it again with --fresh")
-        if vanilla is None or not done(vanilla) or vanilla["documents"]["row"] != documents["row"]:
+        if vanilla is None or vanilla["status"] != "done" or vanilla["documents"]["row"] != documents["row"]:
             raise UserError(f"{run.folder} has no vanilla cell on the same questions of {task}")
         columns = {
             "budget": budget,
@@ -173,14 +179,20 @@ def render(method: str, blocks: Mapping[float, Mapping]) -> str:
         }
         for budget, b in blocks.items()
     ]
-    parts = [f"# What {method} spends its tokens on", "", _table(spread)]
+    parts = [
+        f"# What {tables.escaped(tables.labels([method])[method])} spends its tokens on",
+        "",
+        tables.markdown(spread),
+    ]
     for budget, b in blocks.items():
         parts += ["", f"## Budget {budget:g}: by tokens kept (log-spaced)", ""]
-        parts.append(_table([{"K": f"{r['from']:.0f} to {r['to']:.0f}", **_cells(r)} for r in b["by_kept"]]))
+        parts.append(
+            tables.markdown([{"K": f"{r['from']:.0f} to {r['to']:.0f}", **_cells(r)} for r in b["by_kept"]])
+        )
         if b["by_things"]:
             parts += ["", f"## Budget {budget:g}: by things in the image", ""]
             parts.append(
-                _table(
+                tables.markdown(
                     [
                         {"things": r["things"], "mean K": f"{r['kept']:.1f}", **_cells(r)}
                         for r in b["by_things"]
@@ -198,11 +210,6 @@ def _cells(row: Mapping[str, float]) -> dict[str, str]:
         "vanilla": f"{row['vanilla']:.1f}",
         "difference": f"{row['score'] - row['vanilla']:+.1f}",
     }
-
-
-def _table(rows: Sequence[Mapping]) -> str:
-    align = ["left"] + ["right"] * (len(rows[0]) - 1)
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, colalign=align)
 
 
 def draw(table: pd.DataFrame, blocks: Mapping[float, Mapping], path: Path) -> None:

@@ -15,12 +15,11 @@ def draw(table: pd.DataFrame, out: Path) -> list[Path]:
     """Write accuracy_budget.png and accuracy_latency.png from the leaderboard's rows
     (harness.report.leaderboard.build).
 
-    Budgets stand in visual tokens, or in % of an image's where all of them are fractions. Where no method
-    that prunes has an average there is nothing to draw; figures of an earlier run are removed then.
+    Budgets stand in visual tokens, or in % of an image's where all of them are fractions. Draws nothing where
+    no method that prunes has an average, and removes what an earlier run drew there.
     """
     paths = [out / "accuracy_budget.png", out / "accuracy_latency.png"]
-    pruning = table["budget"].notna()
-    if "average" not in table or not table.loc[pruning, "average"].notna().any():
+    if not (table["budget"].notna() & table["average"].notna()).any():
         for path in paths:
             path.unlink(missing_ok=True)
         return []
@@ -32,9 +31,6 @@ def draw(table: pd.DataFrame, out: Path) -> list[Path]:
 
     sns.set_theme(style="whitegrid", context="paper")
     data = table.copy()
-    for column in ("average_low", "average_high", "prefill", "kept"):
-        if column not in data:
-            data[column] = float("nan")
     unpruned = data.loc[data["budget"].isna(), "kept"].mean()
     fractions = data["block"] < 1
     by_share = bool(fractions.all())

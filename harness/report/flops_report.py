@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 from backbones import shapes
 from backbones.shapes import Shape
 from harness.costs.shape_counter import TEXT_TOKENS, Budget, PrefillMacs, ShapeCounter
+from harness.report import tables
 from methods import registry
 from methods.errors import UserError
 
@@ -119,8 +118,7 @@ def _rows(
 def _render(rows: Sequence[dict]) -> str:
     if not rows:
         return "(no method)"
-    align = ["left", "left"] + ["right"] * (len(rows[0]) - 2)
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, colalign=align)
+    return tables.markdown(rows, left=2)
 
 
 def published_tables(counter: ShapeCounter) -> list[str]:

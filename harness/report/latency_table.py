@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-
-from tabulate import tabulate
+from pathlib import Path
 
 from backbones import shapes
 from harness import published
 from harness.costs.roofline import devices
-from harness.report.leaderboard import MISSING
+from harness.report import tables
+from harness.report.tables import MISSING
 from harness.run.config import Budget
 
 
 def render(record: Mapping) -> str:
     """Caption, then a block for each batch size and budget: times, and beside them cost and estimates."""
-    parts = [f"# Prefill latency: {record['backbone']['name']}", "", _caption(record)]
+    parts = [
+        f"# Prefill latency: {tables.escaped(Path(record['backbone']['name']).name)}",
+        "",
+        _caption(record),
+    ]
     blocks = [
         (batch, budget)
         for batch in record["settings"]["batch_sizes"]
@@ -30,16 +34,15 @@ def render(record: Mapping) -> str:
         unit = "of the image" if isinstance(budget, float) else "visual tokens"
         parts += ["", f"## Budget {budget:g} {unit}, batch size {batch}"]
         if record["device"] is not None:
-            parts += ["", _grid(_times(rows)), *_graph_notes(rows)]
-        parts += ["", _grid(_costs(rows, (record["device"] or {}).get("name", "")))]
+            parts += ["", tables.markdown(_times(rows)), *_graph_notes(rows)]
+        parts += ["", tables.markdown(_costs(rows, (record["device"] or {}).get("name", "")))]
         if batch == 1:
             parts += _paper(record, rows, budget)
     return "\n".join(parts)
 
 
-def _grid(rows: Sequence[dict]) -> str:
-    align = ["left"] + ["right"] * (len(rows[0]) - 1)
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, colalign=align)
+def _names(rows: Sequence[Mapping]) -> dict[str, str]:
+    return tables.labels(r["method"]["spec"] for r in rows)
 
 
 def _median(result: Mapping, part: str) -> float | None:
@@ -66,13 +69,14 @@ def _with_speed_up(result: Mapping, vanilla: Mapping, time: Callable[[Mapping], 
 
 def _times(rows: Sequence[Mapping]) -> list[dict]:
     vanilla = rows[0]
+    names = _names(rows)
     table = []
     for r in rows:
         spread = r.get("latency_ms", {}).get("total")
         total = _with_speed_up(r, vanilla, lambda x: _median(x, "total"))
         table.append(
             {
-                "method": r["method"]["spec"],
+                "method": names[r["method"]["spec"]],
                 "vision ms": _number(_median(r, "vision")),
                 "selection ms": _number(_median(r, "selection")),
                 "LLM ms": _number(_median(r, "llm")),
@@ -89,6 +93,7 @@ def _times(rows: Sequence[Mapping]) -> list[dict]:
 
 def _costs(rows: Sequence[Mapping], here: str) -> list[dict]:
     """here: the driver's name of the device that was measured on."""
+    names = _names(rows)
     table = []
     for r in rows:
         seen, estimate = r.get("latency_ms", {}), r["estimate"] or {}
@@ -100,7 +105,7 @@ def _costs(rows: Sequence[Mapping], here: str) -> list[dict]:
             "J an image": _number(seen.get("joules"), ".2f"),
         }
         row = {
-            "method": r["method"]["spec"],
+            "method": names[r["method"]["spec"]],
             **(measured if seen else {"latency, memory, energy": r["status"]}),
             "TFLOPs": _number(estimate.get("tflops"), ".4g"),
             "launches": _number(estimate.get("launches"), "d", 1),
@@ -162,7 +167,7 @@ def _paper(record: Mapping, rows: Sequence[Mapping], budget: Budget) -> list[str
             else f"Ratios only: the paper's milliseconds are of an {table.device}, "
             + (f"these rows of {here}." if here else "and nothing was measured here.")
         )
-        lines += ["", f"### {table.place} of the paper, latency", "", _grid(body), "", note]
+        lines += ["", f"### {table.place} of the paper, latency", "", tables.markdown(body), "", note]
     return lines
 
 
@@ -203,4 +208,4 @@ def _caption(record: Mapping) -> str:
     ]
     lines += [f"Left out: {line}." for line in record["left_out"]]
     lines += [f"Not available: {line}." for line in record["unavailable"]]
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {tables.escaped(line)}" for line in lines)

@@ -1,4 +1,4 @@
-"""The leaderboard: one row a method, one block a budget, from the run's records alone."""
+"""The leaderboard: a run's table as Markdown, as CSV, and for a terminal."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from harness.costs import macs
-from harness.report import figures
-from harness.run import measure_costs, reuse
+from harness.report import figures, numbers, tables
+from harness.report.tables import MISSING
+from harness.run import reuse
 from harness.run.config import RunConfig
 from harness.run.session import Session
-from harness.store import atomic
-from harness.tasks.bootstrap import Units, resampled_sums
-from harness.tasks.suites import BENCHMARKS, averaged
+from harness.store import atomic, bundle
+from harness.tasks.suites import averaged
 
-MISSING = "–"
 #: behind a method's name in the tables: the caption has a footnote on it
 FOOTNOTE = "†"
 #: the same for what `--keep-results` re-uses
@@ -27,158 +24,67 @@ KEPT = "‡"
 
 
 def publish(session: Session, outcome) -> str:
-    """Write leaderboard.md, leaderboard.csv and the figures into `config.out`; returns the Markdown."""
+    """Write leaderboard.md, leaderboard.csv, the figures and the questions into `config.out`; returns the
+    table for a terminal."""
     config, counter = session.config, macs.ModelCounter(session.backbone.model)
-    text_tokens = common_text_length(outcome.cells)
-    table = build(config, outcome.cells, outcome.efficiency, counter, text_tokens)
+    text_tokens = numbers.common_text_length(outcome.cells)
+    table = numbers.build(
+        outcome.cells,
+        outcome.efficiency,
+        budgets=config.budgets,
+        tasks=[b.name for b in config.benchmarks],
+        seed=config.seed,
+        counter=counter,
+        text_tokens=text_tokens,
+    )
     if outcome.kept:
         table["other_code"] = [", ".join(outcome.kept.get(_address(row), ())) for _, row in table.iterrows()]
-    text = render(config, table, caption(config, outcome, text_tokens))
-    atomic.replace(config.out / "leaderboard.md", (text + "\n").encode())
-    csv = table.drop(columns="failed").to_csv(index=False, lineterminator="\n")
-    atomic.replace(config.out / "leaderboard.csv", csv.encode())
-    figures.draw(table, config.out)
-    return text
+    lines = caption(config, outcome, table, text_tokens)
+    write(table, config, lines, config.out)
+    bundle.write_questions(config.out, {d.benchmark.name: d.questions for d in session.documents})
+    return terminal(config, table, lines)
 
 
-def common_text_length(records: Sequence[Mapping]) -> int:
-    """The number of text tokens that FLOPs are counted at, the same for all methods: mean over the run's
-    prompts.
-
-    Raises nothing: 0 when no cell is done.
-    """
-    lengths = {
-        r["task"]: (r["visual_tokens"]["text_tokens"], r["data"]["documents"])
-        for r in records
-        if r["status"] == "done"
-    }
-    total = sum(n for _, n in lengths.values())
-    return round(sum(length * n for length, n in lengths.values()) / total) if total else 0
+def write(table: pd.DataFrame, config: RunConfig, lines: Sequence[str], out: Path) -> None:
+    """leaderboard.md, leaderboard.csv and the figures of a table."""
+    atomic.replace(out / "leaderboard.md", (render(config, table, lines) + "\n").encode())
+    kept = table.drop(columns=[c for c in numbers.NOT_IN_FILES if c in table])
+    atomic.replace(out / "leaderboard.csv", kept.to_csv(index=False, lineterminator="\n").encode())
+    figures.draw(table, out)
 
 
-def build(
-    config: RunConfig,
-    records: Sequence[Mapping],
-    measured: Sequence[Mapping],
-    counter: macs.ModelCounter,
-    text_tokens: int,
-) -> pd.DataFrame:
-    """One row a (block, method). Columns: block, method, budget; score, low, high a task; average and its
-    interval; kept, kept_std, mean_over_layers; gflops and gflops_ratio; prefill, vision, selection, llm (ms,
-    median), prefill_p10/p90, speedup; failed (names of the cells that failed).
-    """
-    cells = {(r["method"]["spec"], r["method"]["budget"], r["task"]): r for r in records}
-    vanilla = {task: r for (_, budget, task), r in cells.items() if budget is None}
-    rows = []
-    for block in sorted(config.budgets, reverse=True):
-        for entry in measured:
-            method = entry["method"]
-            if method["budget"] not in (None, block):
-                continue
-            mine = {
-                b.name: cells[method["spec"], method["budget"], b.name]
-                for b in config.benchmarks
-                if (method["spec"], method["budget"], b.name) in cells
-            }
-            done = {name: r for name, r in mine.items() if r["status"] == "done"}
-            row = {"block": block, "method": method["spec"], "budget": method["budget"]}
-            for name, record in done.items():
-                row[name] = record["metrics"]["score"]
-                row[f"{name}_low"], row[f"{name}_high"] = record["metrics"]["interval"]
-            row.update(average(done, vanilla, config) if len(done) == len(mine) else {})
-            row.update(_tokens(done))
-            row.update(_cost(entry, done, counter, text_tokens))
-            row["failed"] = [n for n in mine if n not in done] + (
-                ["efficiency"] if entry["status"] == "failed" else []
-            )
-            rows.append(row)
-    table = pd.DataFrame(rows)
-    for column in ("gflops", "prefill"):
-        if column not in table:
-            table[column] = math.nan
-    reference = table.loc[table["budget"].isna() & table["gflops"].notna(), "gflops"]
-    table["gflops_ratio"] = table["gflops"] / reference.iloc[0] if len(reference) else math.nan
-    return table
-
-
-def average(done: Mapping[str, Mapping], vanilla: Mapping[str, Mapping], config: RunConfig) -> dict:
-    """The paper's "Avg.": mean over the tasks of score / vanilla's score, in %, with a paired bootstrap
-    interval.
-
-    Paired: method and vanilla share the resamples of a task (same clusters, same seed), so that the luck of
-    the documents cancels. {} when a ratio does not exist (vanilla failed or scored 0).
-    """
-    points, draws = [], []
-    for name in averaged(done):
-        record, base = done[name], vanilla.get(name)
-        if base is None or base["status"] != "done" or base["metrics"]["score"] == 0:
-            return {}
-        points.append(record["metrics"]["score"] / base["metrics"]["score"])
-        function = BENCHMARKS[name].scoring.statistic
-        size, seed = record["metrics"]["resamples"], config.seed
-        ours, theirs = (function(resampled_sums(_units(r), size, seed)) for r in (record, base))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            draws.append(ours / theirs)
-    spread = np.mean(draws, 0)
-    spread = spread[np.isfinite(spread)]
-    low, high = np.percentile(spread, [2.5, 97.5]) if len(spread) else (math.nan, math.nan)
-    return {"average": 100 * float(np.mean(points)), "average_low": 100 * low, "average_high": 100 * high}
-
-
-def _units(record: Mapping) -> Units:
-    u = record["units"]
-    return Units(tuple(u["cluster"]), np.array(u["counts"], dtype=float), tuple(u["stratum"]))
-
-
-def _weighted(done: Mapping[str, Mapping], key: str) -> float:
-    weights = [r["data"]["documents"] for r in done.values()]
-    return float(np.average([r["visual_tokens"][key] for r in done.values()], weights=weights))
-
-
-def _tokens(done: Mapping[str, Mapping]) -> dict:
-    """Visual tokens by both conventions, mean over all documents of all tasks, and the standard deviation
-    of those kept from document to document."""
-    if not done:
-        return {}
-    means = {key: _weighted(done, key) for key in ("kept", "mean_over_layers")}
-    rows = [row for r in done.values() for row in r["visual_tokens"]["rows"]]
-    squares = np.average([layers[-1] ** 2 for layers, _ in rows], weights=[n for _, n in rows])
-    return {**means, "kept_std": math.sqrt(max(0.0, squares - means["kept"] ** 2))}
-
-
-def _cost(entry: Mapping, done: Mapping[str, Mapping], counter: macs.ModelCounter, text_tokens: int) -> dict:
-    if entry["status"] == "failed" or not done:
-        return {}
-    rows = [row for r in done.values() for row in r["visual_tokens"]["rows"]]
-    macs = measure_costs.total_macs(counter, entry, rows, text_tokens)
-    times = entry["latency_ms"]
-    reference = times["vanilla_total_median"]
-    return {
-        "gflops": 2 * macs / 1e9,
-        "selection_gflops": 2 * entry["macs"]["selection"] / 1e9,
-        "prefill": times["total"]["median"],
-        "prefill_p10": times["total"]["p10"],
-        "prefill_p90": times["total"]["p90"],
-        **{part: times[part]["median"] for part in ("vision", "selection", "llm")},
-        "speedup": reference / times["total"]["median"] if reference else math.nan,
-        "peak_gb": times["peak_bytes"] / 1e9 if times["peak_bytes"] else math.nan,
-        "joules": times["joules"] if times["joules"] is not None else math.nan,
-    }
-
-
-def render(config: RunConfig, table: pd.DataFrame, caption: str) -> str:
+def render(config: RunConfig, table: pd.DataFrame, lines: Sequence[str]) -> str:
     """Markdown: the caption, then for each budget the leaderboard and what its costs are made of."""
-    parts = [f"# Leaderboard: {Path(config.backbone).name}", "", caption]
-    unit = ("TFLOPs", 1e-3) if table["gflops"].max() >= 1000 else ("GFLOPs", 1.0)
+    name = tables.escaped(Path(config.backbone).name)
+    parts = [f"# Leaderboard: {name}", "", *(f"- {tables.escaped(line)}" for line in lines)]
+    unit = _unit(table)
     for block, rows in table.groupby("block", sort=False):
         parts += ["", f"## Budget {_budget(block)}"]
-        for body in (_scores(config, rows, unit), _costs(rows, unit)):
-            align = ["left"] + ["right"] * (len(body) - 1)
-            parts += [
-                "",
-                tabulate(body, headers="keys", tablefmt="github", disable_numparse=True, colalign=align),
-            ]
+        for columns in (_scores(config, rows, unit), _costs(rows, unit)):
+            parts += ["", tables.markdown(_as_rows(columns))]
     return "\n".join(parts)
+
+
+def terminal(config: RunConfig, table: pd.DataFrame, lines: Sequence[str]) -> str:
+    """The caption as it is, and tables of at most 100 columns: averages, what was kept, costs as ratios."""
+    parts = ["- " + tables.without_paths(line).replace("**", "") for line in lines]
+    for block, rows in table.groupby("block", sort=False):
+        columns = {"method": _labels(rows), **_means(rows), "tokens: kept / mean": _kept(rows)}
+        columns["FLOPs ratio"] = _column(rows, "gflops_ratio", ".2f")
+        columns["speed-up"] = [v if v == MISSING else v + "x" for v in _column(rows, "speedup", ".2f")]
+        kinds = list(rows["kind"])
+        rules = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
+        parts += ["", f"Budget {_budget(block)}", "", tables.plain(_as_rows(columns), rules=rules)]
+    return "\n".join(parts)
+
+
+def _as_rows(columns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _unit(table: pd.DataFrame) -> tuple[str, float]:
+    """Name of the unit that FLOPs are printed in, and how much of it a GFLOP is."""
+    return ("TFLOPs", 1e-3) if table["gflops"].max() >= 1000 else ("GFLOPs", 1.0)
 
 
 def _budget(budget: float) -> str:
@@ -204,17 +110,36 @@ def notes(specs: Iterable[str]) -> dict[str, str]:
 
 
 def _labels(rows: pd.DataFrame) -> list[str]:
-    noted = notes(rows["method"])
+    noted = notes(rows["spec"])
     kept = rows["other_code"] if "other_code" in rows else [""] * len(rows)
     return [
-        spec + f" {FOOTNOTE}" * (spec in noted) + f" {KEPT}" * bool(files)
-        for spec, files in zip(rows["method"], kept)
+        label
+        + " (control)" * (kind == "control")
+        + f" {FOOTNOTE}" * (spec in noted)
+        + f" {KEPT}" * bool(files)
+        for spec, label, kind, files in zip(rows["spec"], rows["method"], rows["kind"], kept)
     ]
 
 
 def _address(row: Mapping) -> tuple:
     """(spec, budget) of a row of the table."""
-    return row["method"], None if pd.isna(row["budget"]) else row["budget"]
+    return row["spec"], None if pd.isna(row["budget"]) else row["budget"]
+
+
+def _means(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """The average, its interval, and the letters of what cannot be told apart."""
+    low, high = (_column(rows, name, ".1f") for name in ("average_low", "average_high"))
+    return {
+        "Avg. %": _column(rows, "average", ".1f"),
+        "95 % interval": _joined("{}–{}", low, high),
+        "group": [letters or MISSING for letters in rows["group"]],
+    }
+
+
+def _kept(rows: pd.DataFrame) -> list[str]:
+    kept = _joined("{} ± {}", _column(rows, "kept", ".1f"), _column(rows, "kept_std", ".1f"))
+    means = _column(rows, "mean_over_layers", ".1f")
+    return _joined("{} / {}", [k.removesuffix(" ± 0.0") for k in kept], means)
 
 
 def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
@@ -222,14 +147,7 @@ def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> d
     for b in config.benchmarks:
         scores = _column(rows, b.name, ".0f" if b.unit == "points" else ".1f")
         body[b.title] = ["failed" if b.name in failed else s for failed, s in zip(rows["failed"], scores)]
-    body["Avg. %"] = _column(rows, "average", ".1f")
-    body["95 % interval"] = _joined(
-        "{}–{}", _column(rows, "average_low", ".1f"), _column(rows, "average_high", ".1f")
-    )
-    kept = _joined("{} ± {}", _column(rows, "kept", ".1f"), _column(rows, "kept_std", ".1f"))
-    body["tokens: kept / mean"] = _joined(
-        "{} / {}", [k.removesuffix(" ± 0.0") for k in kept], _column(rows, "mean_over_layers", ".1f")
-    )
+    body |= {**_means(rows), "tokens: kept / mean": _kept(rows)}
     body[f"{unit[0]} (ratio)"] = _joined(
         "{} ({})", _column(rows, "gflops", ".2f", unit[1]), _column(rows, "gflops_ratio", ".2f")
     )
@@ -253,8 +171,8 @@ def _costs(rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
     return body
 
 
-def caption(config: RunConfig, outcome, text_tokens: int) -> str:
-    """What the numbers are, on what, and where each came from."""
+def caption(config: RunConfig, outcome, table: pd.DataFrame, text_tokens: int) -> list[str]:
+    """What the numbers are, on what, and where each came from; a line of Markdown each."""
     done = [r for r in outcome.cells if r["status"] == "done"]
     sizes = {r["task"]: (r["data"]["documents"], r["data"]["documents_in_file"]) for r in done}
     titles = {b.name: b.title for b in config.benchmarks}
@@ -272,6 +190,7 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
         f"earlier runs{failed}.",
         "Scores are lmms-eval's (0.7.3): %, MME in points, POPE the mean F1 of its parts. Avg. is the mean "
         "over the tasks of score / vanilla, with its paired bootstrap interval (others: leaderboard.csv).",
+        *_about_averages(table),
         "Tokens: visual tokens entering the last layer / averaged over the LLM's layers; measured, mean over "
         "all documents (± standard deviation, where a method keeps more of one image than of another).",
         f"FLOPs: one prefill, 2 FLOPs per multiply-accumulate, {text_tokens} text tokens, vision tower, "
@@ -279,8 +198,8 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
         "Prefill: median ms, batch size 1, from pixels to the first token's logits, methods measured in "
         f"turn, {config.latency_repeats} times ({', '.join(sessions)}); speed-up to vanilla in that session.",
     ]
-    specs = dict.fromkeys(r["method"]["spec"] for r in outcome.efficiency)
-    lines += [f"{FOOTNOTE} {spec}: {note}." for spec, note in notes(specs).items()]
+    names = tables.labels(r["method"]["spec"] for r in outcome.efficiency)
+    lines += [f"{FOOTNOTE} {names[spec]}: {note}." for spec, note in notes(names).items()]
     if outcome.kept:
         files = dict.fromkeys(name for names in outcome.kept.values() for name in names)
         lines.append(
@@ -302,7 +221,20 @@ def caption(config: RunConfig, outcome, text_tokens: int) -> str:
         lines.append("The images are drawn, so no number here compares with the paper's tables.")
     else:
         lines += _comparable(done, titles)
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
+
+
+def _about_averages(table: pd.DataFrame) -> list[str]:
+    """How to read the order and the groups; where there is no average, why."""
+    lines = [
+        "Order: vanilla, the methods, and below them the controls (which know nothing of image or question), "
+        "best average first. Group: methods of a block that share a letter cannot be told apart (paired "
+        "bootstrap over the same questions, Holm's correction for all pairs of the block, 5 %)."
+    ]
+    for reason, rows in table[table["no_average"] != ""].groupby("no_average", sort=False):
+        who = "any method" if len(rows) == len(table) else ", ".join(dict.fromkeys(rows["method"]))
+        lines.append(f"No Avg. for {who}: {reason}.")
+    return lines
 
 
 def _cut(done: Sequence[Mapping], titles: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,11 @@ from methods.errors import UserError
 
 LOG = logging.getLogger(__name__)
 #: what is written into --out itself
-_AT_THE_END = ("leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png")
+_AT_THE_END = (
+    "leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png", "questions.parquet",
+)  # fmt: skip
+#: columns that a run's lines fit in
+WIDTH = 100
 
 
 #: questions that cannot be asked which are told one by one
@@ -64,8 +69,7 @@ def run(config: RunConfig, say: Callable[[str], None] = LOG.info) -> int:
     """The whole of `run_all.py`. Returns 0, or 1 if a cell failed or was left out. Raises UserError for bad
     input."""
     with processes.joined() as team, contextlib.ExitStack() as held:
-        if not team.first:
-            say = _nothing
+        say = _narrow(say) if team.first else _nothing
         team.agreed(lambda: preflight.check(config))
         team.agreed(lambda: _claim(config.out, held), by_first=True)
         engine = team.agreed(lambda: _start(config, team, held))
@@ -75,6 +79,19 @@ def run(config: RunConfig, say: Callable[[str], None] = LOG.info) -> int:
             say(f"not available here: {line}")
         outcome = complete(engine, say, team)
         return team.gather(_publish(engine.session, outcome, say) if outcome else 0)[0]
+
+
+def _narrow(say: Callable[[str], None], width: int = WIDTH) -> Callable[[str], None]:
+    """`say`, with longer lines broken at spaces and indented from there on. A longer word, such as a path
+    that someone copies, stays whole."""
+
+    def broken(line: str) -> str:
+        indent = line[: len(line) - len(line.lstrip())] + "  "
+        return textwrap.fill(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+
+    return lambda text: say("\n".join(x if len(x) <= width else broken(x) for x in text.split("\n")))
 
 
 def _nothing(line: str) -> None:
@@ -105,8 +122,8 @@ def _publish(session: Session, outcome: Outcome, say: Callable[[str], None]) -> 
 
     out = session.config.out
     say("\n" + leaderboard.publish(session, outcome))
-    drawn = ", and figures of what prunes" if (out / _AT_THE_END[-1]).exists() else ""
-    say(f"\nIn {out}: leaderboard.md, leaderboard.csv{drawn}")
+    drawn = ", and figures of what prunes" if (out / "accuracy_latency.png").exists() else ""
+    say(f"\nIn {out}: leaderboard.md and leaderboard.csv with a column for each task{drawn}")
     for record in outcome.cells:
         reduced = record.get("run", {}).get("batch_size_reduced_to")
         if reduced:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.store import atomic
 from methods.errors import UserError
@@ -51,7 +51,7 @@ class _Method(_Part):
 
 class _Backbone(_Part):
     name: str
-    layers: int
+    layers: int = Field(gt=0)
 
 
 class _Device(_Part):
@@ -71,7 +71,7 @@ class _Record(_Part):
     backbone: _Backbone
     device: _Device
     dtype: str
-    seed: int
+    seed: int = Field(ge=0)
     key: str | None = None
     identity: dict | None = None
     checksum: str | None = None
@@ -82,7 +82,7 @@ class _Failed(_Record):
 
 
 class _Data(_Part):
-    documents: int
+    documents: int = Field(gt=0)
     documents_in_file: int
     digest: str
 
@@ -90,15 +90,29 @@ class _Data(_Part):
 class _Metrics(_Part):
     score: float
     interval: list[float] = Field(min_length=2, max_length=2)
-    interval_level: float
-    resamples: int
+    interval_level: float = Field(gt=0, lt=1)
+    resamples: int = Field(gt=0)
+    accuracy: float | None = None
 
 
 class _Tokens(_Part):
-    rows: list[list]
+    rows: list[list] = Field(min_length=1)
     kept: float
     mean_over_layers: float
     text_tokens: float
+    per_layer: list[float] = []
+    image_places: float | None = None
+    output_tokens: float | None = None
+
+    @field_validator("rows")
+    @classmethod
+    def _counts(cls, rows: list[list]) -> list[list]:
+        for row in rows:
+            layers, number = row if len(row) == 2 else (None, None)
+            whole = isinstance(layers, list) and layers and all(type(n) is int and n >= 0 for n in layers)
+            if not whole or type(number) is not int or number < 1 or len(layers) != len(rows[0][0]):
+                raise ValueError("must be pairs of counts per layer and a number of documents")
+        return rows
 
 
 class _Documents(_Part):
@@ -125,6 +139,9 @@ class _Macs(_Part):
     tower: float
     projector: float
     selection: float
+    probe_llm: float | None = None
+    probe_text_tokens: list[int] | None = None
+    probe_visual_tokens: list[list[int]] | None = None
 
 
 class _Quantiles(_Part):
@@ -135,7 +152,12 @@ class _Quantiles(_Part):
 
 class _Latency(_Part):
     total: _Quantiles
+    vision: _Quantiles | None = None
+    selection: _Quantiles | None = None
+    llm: _Quantiles | None = None
     vanilla_total_median: float | None
+    peak_bytes: float | None = None
+    joules: float | None = None
 
 
 class _Efficiency(_Record):

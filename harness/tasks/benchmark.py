@@ -47,6 +47,8 @@ class Benchmark:
         group_key: (row, its number in the file) -> key; the default is the row's number.
         stratum: column over which a slice is spread evenly.
         strata: the values that the column may have; empty: any.
+        part: row -> the part of the benchmark that it belongs to; a slice holds every part, since without one
+            there is no score. None: it has no such parts.
         variant_of: the benchmark that this one asks in another way; where a run has both, the average counts
             the variant (it is the paper's way).
         answer_problem: what is wrong with a row's answer, in words; empty if nothing is.
@@ -73,6 +75,7 @@ class Benchmark:
     group_size: int | None = None
     stratum: str | None = None
     strata: tuple[str, ...] = ()
+    part: Callable[[Row], object] | None = None
     variant_of: str | None = None
     answer_problem: Callable[[Row], str] = lambda row: ""
     adapt: Callable[[dict], None] = lambda config: None

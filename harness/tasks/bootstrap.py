@@ -7,6 +7,7 @@ two methods on the same documents can be compared with the same resamples (same 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Units:
         return cls(tuple(str(k) for k in place), total, tuple(labels))
 
 
-def resampled_sums(units: Units, resamples: int, seed: int) -> np.ndarray:
+def resampled_sums(units: Units, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
     """Sums of `counts` over `resamples` stratified cluster resamples, [resamples, F] float64.
 
     Chunked, so that memory stays bounded for hundreds of thousands of clusters.
@@ -70,3 +71,78 @@ def interval(
     scores = statistic(resampled_sums(units, resamples, seed))
     low, high = np.percentile(scores, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
+
+
+def stream(units: Units, seed: int) -> list[int]:
+    """A seed of its own for these clusters: tasks that share their clusters (one set of questions in two
+    languages) share the resamples too, all others are drawn independently of each other."""
+    body = "\x1f".join(units.keys).encode()
+    return [seed, int.from_bytes(hashlib.sha256(body).digest()[:8], "big")]
+
+
+def sums_of_many(several: Sequence[Units], resamples: int, seed: int | Sequence[int]) -> list[np.ndarray]:
+    """`resampled_sums` of each, for units with equal keys and strata, drawn once for all."""
+    first = several[0]
+    if any((u.keys, u.strata) != (first.keys, first.strata) for u in several):
+        raise ValueError("only units of the same clusters can share resamples")
+    joint = Units(first.keys, np.concatenate([u.counts for u in several], 1), first.strata)
+    edges = np.cumsum([u.counts.shape[1] for u in several])[:-1]
+    return np.split(resampled_sums(joint, resamples, seed), edges, axis=1)
+
+
+def paired_p_values(points: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Two-sided p-values that two of M scores differ, [M, M] float64, from their paired bootstrap.
+
+    points: the scores, [M]. draws: their resamples, [M, R], column r from the same clusters for all. The
+    difference is taken as normal with the spread of its resamples, since the tail that a correction for
+    many comparisons asks about is thinner than R resamples resolve.
+    """
+    from scipy.stats import norm
+
+    draws = draws[:, np.isfinite(draws).all(0)]
+    difference = np.abs(points[:, None] - points[None, :])
+    if draws.shape[1] < 2:
+        return np.ones_like(difference)
+    # rows are the same documents' scores: var(a - b) = var(a) + var(b) - 2 cov(a, b)
+    covariance = np.cov(draws) if len(points) > 1 else np.zeros((1, 1))
+    variance = np.diag(covariance)
+    spread = np.sqrt(np.maximum(variance[:, None] + variance[None, :] - 2 * covariance, 0))
+    # where no resample ever differs, only equal scores are alike
+    z = np.divide(difference, spread, out=np.where(difference > 1e-9, np.inf, 0.0), where=spread > 1e-9)
+    return 2 * norm.sf(z)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values corrected for their number (Holm 1979, Scand. J. Statistics 6, the step-down procedure)."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected
+
+
+def groups(points: np.ndarray, draws: np.ndarray, level: float = 0.05) -> list[str]:
+    """Letters, one text per score: two scores share a letter exactly if they cannot be told apart at `level`
+    by the paired bootstrap, corrected by Holm for all pairs. "a" holds the best score.
+    """
+    import networkx
+
+    m = len(points)
+    pairs = [(i, j) for i in range(m) for j in range(i)]
+    p = paired_p_values(points, draws)
+    corrected = holm([p[pair] for pair in pairs]) if pairs else []
+    graph = networkx.Graph([pair for pair, value in zip(pairs, corrected) if value >= level])
+    graph.add_nodes_from(range(m))
+    order = {i: place for place, i in enumerate(np.argsort(-points, kind="stable").tolist())}
+    cliques = sorted(sorted(order[i] for i in clique) for clique in networkx.find_cliques(graph))
+    letters: dict[int, str] = dict.fromkeys(range(m), "")
+    for number, clique in enumerate(cliques):
+        for place in clique:
+            letters[place] += _letter(number)
+    return [letters[order[i]] for i in range(m)]
+
+
+def _letter(number: int) -> str:
+    """a ... z, then a' ... z', and so on."""
+    return chr(ord("a") + number % 26) + "'" * (number // 26)

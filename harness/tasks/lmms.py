@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbones import images
-from harness.tasks.benchmark import Benchmark
+from harness.tasks.benchmark import IMAGE, Benchmark
 from harness.tasks.quiet import import_lmms_eval, silenced
 from harness.tasks.schemas import column_problems
 from harness.tasks.slices import take
@@ -66,7 +66,8 @@ class Documents:
         strata = light[benchmark.stratum] if benchmark.stratum else [0] * len(keys)
         self.total = len(keys)
         #: row number in the file of each document: answers are journalled under it, whatever the slice
-        self.numbers = take(keys, strata, limit, salt=benchmark.name)
+        parts = [benchmark.part(row) for row in light] if benchmark.part else None
+        self.numbers = take(keys, strata, limit, benchmark.name, parts)
         self.groups = [keys[n] for n in self.numbers]
         self.rows = whole.select(self.numbers)
         if benchmark.group_size:
@@ -156,6 +157,18 @@ class Documents:
     def digest(self) -> str:
         """Of the files, see `Source.digest`."""
         return self.source.digest()
+
+    @property
+    def questions(self) -> dict[int, dict]:
+        """By row number: "document", the columns that the task reads but the image; "image", its identity;
+        "group", the key of the documents that are scored together."""
+        kinds = self.benchmark.columns["rows"]
+        names = [c for c in self.rows.column_names if kinds.get(c, IMAGE) != IMAGE]
+        rows = self.rows.select_columns(names)
+        return {
+            number: {"document": dict(row), "image": image, "group": group}
+            for number, row, image, group in zip(self.numbers, rows, self.image_ids, self.groups)
+        }
 
     @property
     def image_names(self) -> list[str]:

@@ -4,8 +4,10 @@ The rule: documents are gathered into the groups that are scored together (the t
 the rotations of an MMBench question, else one document each). Groups are put in a fixed pseudo-random order
 (the digest of benchmark, file order and group key), spread evenly over the benchmark's strata (the categories
 of MME, POPE, MMBench) by taking one group of each stratum in turn. Groups are taken until there are at least
-N documents, so groups are never cut and the slice may hold a few documents more than N. Slices are nested:
-`--limit 20` contains `--limit 10`. The documents are evaluated in file order.
+N documents, so groups are never cut and the slice may hold a few documents more than N. If the benchmark's
+score needs documents of several parts (POPE's F1: a yes and a no of each category), the first group of each
+part that is still missing is taken too, however small N is. Slices are nested: `--limit 20` contains
+`--limit 10`. The documents are evaluated in file order.
 """
 
 from __future__ import annotations
@@ -15,16 +17,20 @@ from collections.abc import Hashable, Mapping, Sequence
 
 
 def take(
-    keys: Sequence[Hashable], strata: Sequence[Hashable], limit: int | None, salt: str = ""
+    keys: Sequence[Hashable],
+    strata: Sequence[Hashable],
+    limit: int | None,
+    salt: str = "",
+    parts: Sequence[Hashable] | None = None,
 ) -> list[int]:
     """Row numbers of the slice, ascending.
 
     keys: the group of each row; strata: the stratum of each row (a group lies in the stratum of its first
     row). limit: least number of rows, or None for all. salt: names the benchmark, so that slices of different
-    ones are independent.
+    ones are independent. parts: the part of each row; every part that there is will be in the slice.
     """
-    if len(keys) != len(strata):
-        raise ValueError("one key and one stratum a row")
+    if len(keys) != len(strata) or (parts is not None and len(parts) != len(keys)):
+        raise ValueError("one key, one stratum and one part per row")
     if limit is None or limit >= len(keys):
         return list(range(len(keys)))
     rows: dict[Hashable, list[int]] = {}
@@ -35,12 +41,15 @@ def take(
         queues.setdefault(strata[rows[key][0]], []).append(key)
     order = sorted(queues, key=lambda s: _digest(salt, s))
     chosen: list[int] = []
-    depth = 0
-    while len(chosen) < limit:
+    missing = set(parts or ())
+    for depth in range(max(map(len, queues.values()))):
+        if len(chosen) >= limit and not missing:
+            break
         for stratum in order:
-            if depth < len(queues[stratum]) and len(chosen) < limit:
-                chosen += rows[queues[stratum][depth]]
-        depth += 1
+            own = rows[queues[stratum][depth]] if depth < len(queues[stratum]) else []
+            if own and (len(chosen) < limit or missing.intersection(parts[n] for n in own if parts)):
+                chosen += own
+                missing.difference_update(parts[n] for n in own if parts)
     return sorted(chosen)
 
 

@@ -81,6 +81,7 @@ BENCHMARKS = (
         repository="POPE",
         stratum="category",
         strata=("adversarial", "popular", "random"),
+        part=lambda row: (row["category"], row["answer"].lower().strip()),  # F1 is 0 where nothing is a yes
         answer_problem=yes_or_no,
     ),
 )
