@@ -105,12 +105,12 @@ class Expected:
             own = {m: r for m, r in own.items() if r["units"]["cluster"] == base["units"]["cluster"]}
             units = [units_of(r) for r in (base, *own.values())]
             sums = sums_of_many(units, base["metrics"]["resamples"], stream(units[0], self.seed))
-            statistic = BENCHMARKS[task].scoring.statistic
-            with np.errstate(divide="ignore", invalid="ignore"):
-                reference, *others = (statistic(s) for s in sums)
-                for (method, record), draws in zip(own.items(), others):
+            reference, *others = (_statistic(task, s) for s in sums)
+            for (method, record), draws in zip(own.items(), others):
+                if draws is not None and reference is not None:
                     point = record["metrics"]["score"] / base["metrics"]["score"]
-                    found.setdefault(method, []).append((100 * point, 100 * draws / reference))
+                    with np.errstate(divide="ignore", invalid="ignore"):
+                        found.setdefault(method, []).append((100 * point, 100 * draws / reference))
         return {
             method: (sum(p for p, _ in each) / len(each), np.mean([d for _, d in each], 0))
             for method, each in found.items()
@@ -194,6 +194,15 @@ class Expected:
                 continue
             if fits:
                 return formula
+        return None
+
+
+def _statistic(task: str, sums: np.ndarray) -> np.ndarray | None:
+    """Scores of summed counts; None for counts that are no such benchmark's (`folder` says so)."""
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return BENCHMARKS[task].scoring.statistic(sums)
+    except (ValueError, IndexError):
         return None
 
 
