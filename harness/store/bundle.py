@@ -39,7 +39,7 @@ _LONG = (
 #: stands for a value in the header's list of that name; texts up to so many characters stay where they are
 _SHARED, _SHORT = "$shared", 60
 _QUESTION = ("image", "group", "document")
-_ANSWER = ("row", "prompt", "text", "input_tokens", "image_tokens", "output_tokens", "visual_tokens")
+_ANSWER = ("row", "prompt", "text", "input_tokens", "image_tokens", "output_tokens", "visual_tokens", "kept")
 
 
 @dataclass(frozen=True)
@@ -417,10 +417,15 @@ def _place(order: Sequence[str]):
 def _bundled(folder: Path, columns: Mapping | None) -> list[Answer] | None:
     if columns is None or columns.get("answer_row") is None:
         return None
-    lists = [columns.get(f"answer_{c}") for c in _ANSWER]
-    if None in lists or len(set(map(len, lists))) != 1:
+    lists = {name: columns.get(f"answer_{name}") for name in _ANSWER}
+    if lists["kept"] is None:  # only answers that the page's explorer shows have it
+        lists["kept"] = [None] * len(lists["row"])
+    if None in lists.values() or len(set(map(len, lists.values()))) != 1:
         raise UserError(f"{folder / ANSWERS}: cell {columns['key']} has answers of unequal length")
-    answers = [Answer(**dict(zip(_ANSWER, values))) for values in zip(*lists)]
+    answers = [
+        Answer(**{name: tuple(v) if isinstance(v, list) else v for name, v in zip(lists, values)})
+        for values in zip(*lists.values())
+    ]
     if any(None in (a.row, a.text, a.visual_tokens) for a in answers):
         raise UserError(f"{folder / ANSWERS}: cell {columns['key']} has answers that lack something")
     return answers
@@ -446,7 +451,7 @@ def _schema(name: str):
         return pa.schema([("task", pa.string()), ("row", pa.int64()), *parts])
     text, whole, real = pa.list_(pa.string()), pa.list_(pa.int64()), pa.list_(pa.float64())
     long = {"row": whole, "kept": whole, "score": real, "counts": pa.list_(real)}
-    answer = {"prompt": text, "text": text, "visual_tokens": pa.list_(whole)}
+    answer = {"prompt": text, "text": text, "visual_tokens": pa.list_(whole), "kept": pa.list_(whole)}
     return pa.schema(
         [(name, pa.string()) for name in ("key", "task", "method", "budget")]
         + [(f"{part}_{name}", long.get(name, text)) for part, name in _LONG]
