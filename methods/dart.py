@@ -50,7 +50,7 @@ class DART(Pruner):
 
     @property
     def note(self) -> str:
-        if self.schedule != "released" or not self.acts:
+        if self.schedule != "released":
             return ""
         return (
             f"DART as released keeps {self.image_pivots} tokens more than the budget (schedule=fit does not)"
