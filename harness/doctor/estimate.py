@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,9 +20,15 @@ LONGEST = 1024
 SLACK = (2, 5)
 
 
-def check(config, tables: Sequence[Table], checkpoint: Path | None, price: float | None) -> Iterator[Finding]:
+def check(
+    config,
+    tables: Sequence[Table],
+    checkpoint: Path | None,
+    price: float | None,
+    seconds: Sequence[float] = (),
+) -> Iterator[Finding]:
     """Hours of one GPU, by kind. config: RunConfig. checkpoint: its folder, if it is here. price: of an hour
-    of GPU time, in any currency."""
+    of GPU time, in any currency. seconds: that an answer took here, if it was tried."""
     from backbones import shapes
     from harness.costs import roofline
 
@@ -41,6 +48,14 @@ def check(config, tables: Sequence[Table], checkpoint: Path | None, price: float
     if assumed := [name for name in counts if name not in here]:
         what += f" (number of documents as published, no data here: {', '.join(assumed)})"
     yield Finding(NOTE, "work", what)
+    if seconds:
+        hours = answers * statistics.mean(seconds) / 3600
+        text = f"about {hours:.2g} hours, at {statistics.mean(seconds):.2g} s per answer of the unpruned model"
+        yield Finding(
+            NOTE, "time here", f"{text} (measured, one question alone; a batch and pruning take less)"
+        )
+        if config.device.partition(":")[0] == "cpu":
+            return  # datasheets of GPUs that are not here would tell nothing of this run
     if shape is None:
         yield Finding(NOTE, "estimate", f"none: no shape of {config.backbone} is known (backbones/shapes)")
         return

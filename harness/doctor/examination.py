@@ -68,14 +68,15 @@ class Examination:
         if self.online:
             for finding in online.check(_repositories(config, checkpoint, known)):
                 self.tell(finding)
+        seconds: list[float] = []
         if not self.missing and self.model:
-            for finding in model.check(config):
+            for finding in model.check(config, seconds):
                 self.tell(finding)
         elif self.model:
             print("note     model: not loaded, since something is missing")
         if self.estimate:
             for finding in estimate.check(
-                config, tables, checkpoint.folder if checkpoint else None, self.price
+                config, tables, checkpoint.folder if checkpoint else None, self.price, seconds
             ):
                 self.tell(finding)
         print(f"\n{self.missing} missing: the run cannot start" if self.missing else "\nThe run can start.")
