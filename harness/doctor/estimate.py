@@ -49,8 +49,8 @@ def check(
         what += f" (number of documents as published, no data here: {', '.join(assumed)})"
     yield Finding(NOTE, "work", what)
     if seconds:
-        hours = answers * statistics.mean(seconds) / 3600
-        text = f"about {hours:.2g} hours, at {statistics.mean(seconds):.2g} s per answer of the unpruned model"
+        each = statistics.mean(seconds)
+        text = f"about {answers * each / 3600:.2g} hours, at {each:.2g} s per answer of the unpruned model"
         yield Finding(
             NOTE, "time here", f"{text} (measured, one question alone; a batch and pruning take less)"
         )

@@ -18,7 +18,8 @@ KEEP_ALL = ("uniform", "fastv")
 
 def check(config, seconds: list[float]) -> Iterator[Finding]:
     """Load the run's session (the model too), look at one prompt of each benchmark, and ask one question with
-    and without methods that keep all tokens; what an unpruned answer took goes into `seconds`. config: RunConfig.
+    and without methods that keep all tokens. What an unpruned answer took goes into `seconds`. config:
+    RunConfig.
     """
     from dataclasses import replace
 
