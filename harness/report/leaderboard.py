@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.costs import macs
 from harness.report import figures, numbers, tables
+from harness.report.page import contents
 from harness.report.tables import MISSING
 from harness.run import reuse
 from harness.run.config import RunConfig
@@ -42,6 +43,7 @@ def publish(session: Session, outcome) -> str:
     lines = caption(config, outcome, table, text_tokens)
     write(table, config, lines, config.out)
     bundle.write_questions(config.out, {d.benchmark.name: d.questions for d in session.documents})
+    contents.publish(session, outcome, table, lines, {b: _budget(b) for b in config.budgets})
     return terminal(config, table, lines)
 
 

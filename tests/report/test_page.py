@@ -173,7 +173,7 @@ def test_pairs_tell_what_is_significant(opened):
 
 
 @needs_chromium
-@pytest.mark.parametrize("axis", ["ms", "gflops", "mean"])
+@pytest.mark.parametrize("axis", ["prefill", "gflops", "mean_over_layers"])
 def test_every_method_is_in_the_plot_in_a_colour_of_its_own(opened, axis):
     choose(opened, "axis", axis)
     groups = opened.find_elements("css selector", "#plot g[data-method]")

@@ -82,7 +82,7 @@ def build(
 
     Args:
         title: of the page.
-        table: the leaderboard's rows (`harness.report.leaderboard.build`).
+        table: the leaderboard's rows (`harness.report.numbers.build`).
         tasks: name and title of each further column that can be chosen: tasks, regimes, kinds.
         labels: of each budget.
         roles: by method spec: role (reference, method, control, answer key), where it acts (before, inside,
@@ -92,7 +92,7 @@ def build(
     """
     blocks = []
     for budget, rows in table.groupby("block", sort=False):
-        entries = [_row(row, tasks, roles) for row in rows.to_dict("records")]
+        entries = [_row(row, roles) for row in rows.to_dict("records")]
         blocks.append(
             {"budget": budget, "label": labels[budget], "rows": entries, "pairs": (pairs or {}).get(budget)}
         )
@@ -100,33 +100,22 @@ def build(
     return {"title": title, "columns": [dict(t) for t in tasks], "blocks": blocks, "questions": shown}
 
 
-def _row(row: Mapping, tasks: Sequence[Mapping[str, str]], roles: Mapping) -> dict:
+#: what of a row is no number
+_WORDS = ("block", "method", "kind", "spec", "failed", "no_average", "group", "other_code")
+
+
+def _row(row: Mapping, roles: Mapping) -> dict:
+    """The numbers under their names in leaderboard.csv, which `harness check` compares, and what is said of
+    the method."""
     role, where, note = roles[row["method"]]
-
-    def triple(name: str) -> list | None:
-        value = _number(row.get(name))
-        return (
-            None
-            if value is None
-            else [value, _number(row.get(f"{name}_low")), _number(row.get(f"{name}_high"))]
-        )
-
     return {
         "method": row["method"],
         "role": role,
         "where": where,
         "note": note,
-        "average": triple("average"),
-        "scores": {t["name"]: value for t in tasks if (value := triple(t["name"]))},
         "group": row.get("group") or None,
         "failed": list(row.get("failed") or []),
-        "ms": _number(row.get("prefill")),
-        "mean": _number(row.get("mean_over_layers")),
-        "ratio": _number(row.get("gflops_ratio")),
-        **{
-            k: _number(row.get(k))
-            for k in ("kept", "kept_std", "gflops", "speedup", "hard", "recall", "equal", "capped")
-        },
+        **{str(name): _number(value) for name, value in row.items() if name not in _WORDS},
     }
 
 

@@ -14,7 +14,8 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const shown = (value, digits = 1) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const there = (value) => value !== null && value !== undefined;
+const shown = (value, digits = 1) => (there(value) ? value.toFixed(digits) : "–");
 const options = (select, entries) =>
   select.replaceChildren(...entries.map(([value, text]) => make("option", { value }, text)));
 
@@ -24,7 +25,8 @@ const columns = [["average", "average of score / vanilla, %"], ...data.columns.m
 const state = { sort: null, down: true };
 
 /** [value, low, high] of a row in the chosen column, or null. */
-const chosen = (row, column) => (column === "average" ? row.average : row.scores[column]) || null;
+const chosen = (row, column) =>
+  row[column] === null || row[column] === undefined ? null : [row[column], row[column + "_low"], row[column + "_high"]];
 const block = () => data.blocks[Number($("budget").value) || 0];
 
 function visibleRows() {
@@ -39,19 +41,19 @@ function visibleRows() {
 const facts = [
   ["group", "Group", (r) => r.group || ""],
   ["kept", "Tokens kept", (r) => shown(r.kept) + (r.kept_std > 0.05 ? " ± " + shown(r.kept_std) : "")],
-  ["mean", "mean", (r) => shown(r.mean)],
-  ["ratio", "FLOPs", (r) => (r.ratio === null ? "–" : shown(r.ratio, 2) + "×")],
-  ["speedup", "Speed-up", (r) => (r.speedup === null ? "–" : shown(r.speedup, 2) + "×")],
+  ["mean_over_layers", "mean", (r) => shown(r.mean_over_layers)],
+  ["gflops_ratio", "FLOPs", (r) => (there(r.gflops_ratio) ? shown(r.gflops_ratio, 2) + "×" : "–")],
+  ["speedup", "Speed-up", (r) => (there(r.speedup) ? shown(r.speedup, 2) + "×" : "–")],
   ["hard", "Hard", (r) => shown(r.hard)],
   ["recall", "Evidence", (r) => shown(r.recall)],
   ["equal", "Equal cost", (r) => shown(r.equal)],
-  ["capped", "Cut", (r) => (r.capped === null ? "–" : String(r.capped))],
+  ["capped", "Cut", (r) => shown(r.capped, 0)],
 ];
 const titles = {
   group: "methods that share a letter cannot be told apart",
   kept: "visual tokens that enter the last layer, ± standard deviation over the questions",
-  mean: "visual tokens, mean over the layers of the language model",
-  ratio: "FLOPs of one prefill, vision tower included, against no pruning",
+  mean_over_layers: "visual tokens, mean over the layers of the language model",
+  gflops_ratio: "FLOPs of one prefill, vision tower included, against no pruning",
   speedup: "measured prefill, against no pruning",
   hard: "% right of the questions that no pruning gets right and downsampling at this budget gets wrong",
   recall: "% of the patches that hold the answer that were kept",
@@ -62,7 +64,7 @@ const titles = {
 function drawBoard() {
   const column = $("column").value;
   const rows = visibleRows();
-  const used = facts.filter(([key]) => rows.some((r) => r[key] !== null && r[key] !== undefined && r[key] !== ""));
+  const used = facts.filter(([key]) => rows.some((r) => there(r[key]) && r[key] !== ""));
   const key = state.sort || "value";
   const valueOf = (row) => {
     if (key === "value") return (chosen(row, column) || [-Infinity])[0];
@@ -172,12 +174,12 @@ function drawPlot() {
   const methods = [...new Set(data.blocks.flatMap((b) => b.rows.map((r) => r.method)))];
   const points = data.blocks
     .flatMap((b) => b.rows.map((row) => ({ row, label: b.label })))
-    .filter(({ row }) => row[axis] !== null && row.average);
+    .filter(({ row }) => there(row[axis]) && there(row.average));
   const box = $("plot");
   if (!points.length) { box.replaceChildren(make("p", { class: "fine" }, "Nothing to draw: no method has both an average and this cost.")); return; }
   const narrow = box.clientWidth && box.clientWidth < 600;
   const W = narrow ? 420 : 820, H = narrow ? 380 : 440, left = 56, right = narrow ? 12 : 150, top = 16, bottom = 46;
-  const xs = points.map((p) => p.row[axis]), ys = points.flatMap((p) => p.row.average);
+  const xs = points.map((p) => p.row[axis]), ys = points.flatMap((p) => chosen(p.row, "average")).filter(there);
   const pad = (lo, hi) => [lo - 0.05 * (hi - lo || 1), hi + 0.05 * (hi - lo || 1)];
   const [x0, x1] = pad(Math.min(...xs), Math.max(...xs)), [y0, y1] = pad(Math.min(...ys), Math.max(...ys));
   const X = (v) => left + ((W - left - right) * (v - x0)) / (x1 - x0), Y = (v) => H - bottom - ((H - top - bottom) * (v - y0)) / (y1 - y0);
@@ -200,24 +202,24 @@ function drawPlot() {
     make("text", { x: 14, y: H / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${H / 2})` }, "average of score / vanilla, %"),
   );
   const front = points
-    .filter((p) => p.row.role !== "answer key" && !points.some((q) => q !== p && q.row.role !== "answer key" && q.row[axis] <= p.row[axis] && q.row.average[0] >= p.row.average[0] && (q.row[axis] < p.row[axis] || q.row.average[0] > p.row.average[0])))
+    .filter((p) => p.row.role !== "answer key" && !points.some((q) => q !== p && q.row.role !== "answer key" && q.row[axis] <= p.row[axis] && q.row.average >= p.row.average && (q.row[axis] < p.row[axis] || q.row.average > p.row.average)))
     .sort((a, b) => a.row[axis] - b.row[axis]);
-  svg.append(make("polyline", { class: "front", points: front.map((p) => `${X(p.row[axis])},${Y(p.row.average[0])}`).join(" ") }));
+  svg.append(make("polyline", { class: "front", points: front.map((p) => `${X(p.row[axis])},${Y(p.row.average)}`).join(" ") }));
   for (const { row, label } of points) {
     const index = methods.indexOf(row.method), colour = colourOf(index, methods.length);
-    const [x, y] = [X(row[axis]), Y(row.average[0])];
+    const [x, y] = [X(row[axis]), Y(row.average)];
     const group = make(
       "g",
       {
         "data-method": row.method, tabindex: 0,
         onmouseenter: show, onfocus: show, onclick: show, onmouseleave: () => (tip.hidden = true), onblur: () => (tip.hidden = true),
       },
-      make("line", { x1: x, x2: x, y1: Y(row.average[1]), y2: Y(row.average[2]), stroke: colour, "stroke-opacity": 0.55, "stroke-width": 1.5 }),
+      make("line", { x1: x, x2: x, y1: Y(row.average_low ?? row.average), y2: Y(row.average_high ?? row.average), stroke: colour, "stroke-opacity": 0.55, "stroke-width": 1.5 }),
       marker(row.role === "reference" ? "cross" : shapes[index % 5], x, y, colour),
     );
     function show() {
       tip.hidden = false;
-      tip.textContent = `${row.method}${row.role === "reference" ? "" : ", " + label}\n${shown(row.average[0])} % (${shown(row.average[1])} to ${shown(row.average[2])})\n${shown(row.ms)} ms · ${shown(row.gflops, 2)} GFLOP · ${shown(row.mean)} tokens`;
+      tip.textContent = `${row.method}${row.role === "reference" ? "" : ", " + label}\n${shown(row.average)} % (${shown(row.average_low)} to ${shown(row.average_high)})\n${shown(row.prefill)} ms · ${shown(row.gflops, 2)} GFLOP · ${shown(row.mean_over_layers)} tokens`;
       const scale = svg.getBoundingClientRect().width / W;
       tip.style.left = `${Math.min(x * scale + 10, box.clientWidth - 200)}px`;
       tip.style.top = `${y * scale + 10}px`;

@@ -1,0 +1,203 @@
+"""What a run's page shows, gathered from the run: rows, pairs of methods, hard questions, the explorer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from harness.report import numbers, page, tables
+from harness.store import records
+from harness.store.journal import Journal
+from harness.tasks.bootstrap import holm, paired_p_values
+
+#: differences are called significant below this, after Holm's correction
+LEVEL = 0.05
+#: answer keys know where the answer is; they bound what a method could reach
+ANSWER_KEYS = ("oracle", "things")
+
+
+def acts(spec: str) -> tuple[str, str]:
+    """Where a method acts (before, inside, none: of the language model), and its footnote."""
+    from methods import registry
+    from methods.base import Pruner
+
+    pruner = registry.build(spec)
+    inside = type(pruner).stages is not Pruner.stages
+    return ("none" if pruner.name == "vanilla" else "inside" if inside else "before"), pruner.note
+
+
+def roles(table: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """By method: its role in the table (reference, method, control, answer key), where it acts, its
+    footnote."""
+    found = {}
+    for row in table.to_dict("records"):
+        name = row["spec"].partition(":")[0]
+        found[row["method"]] = ("answer key" if name in ANSWER_KEYS else row["kind"], *acts(row["spec"]))
+    return found
+
+
+def pairs(table: pd.DataFrame, means: Mapping[tuple, numbers.Average]) -> dict[float, dict]:
+    """By budget: the methods, and for each pair [difference of the averages, low, high, p, significant]; p is
+    corrected by Holm for all pairs of the budget."""
+    found = {}
+    for block, rows in table[table["budget"].notna()].groupby("block", sort=False):
+        able = [r for r in rows.to_dict("records") if means[r["spec"], r["budget"]].point is not None]
+        if len(able) < 2:
+            continue
+        own = [means[r["spec"], r["budget"]] for r in able]
+        points, draws = np.array([m.point for m in own]), np.stack([m.draws for m in own])
+        places = [(i, j) for i in range(len(own)) for j in range(i)]
+        p = paired_p_values(points, draws)
+        corrected = dict(zip(places, holm([p[place] for place in places])))
+        cells: list[list] = [[None] * len(own) for _ in own]
+        for (i, j), value in corrected.items():
+            low, high = np.nanpercentile(draws[i] - draws[j], [2.5, 97.5])
+            difference, sure = float(points[i] - points[j]), bool(value < LEVEL)
+            cells[i][j] = [difference, float(low), float(high), float(value), sure]
+            cells[j][i] = [-difference, -float(high), -float(low), float(value), sure]
+        found[block] = {"methods": [r["method"] for r in able], "cells": cells}
+    return found
+
+
+def scores_by_question(records: Iterable[Mapping]) -> dict[tuple, dict[tuple[str, int], float]]:
+    """By (spec, budget), then by (task, row): each document's score, 0 to 1."""
+    found: dict[tuple, dict] = {}
+    for record in records:
+        if record["status"] == "done":
+            own = found.setdefault((record["method"]["spec"], record["method"]["budget"]), {})
+            documents = record["documents"]
+            own |= {(record["task"], row): s for row, s in zip(documents["row"], documents["score"])}
+    return found
+
+
+def with_hard(table: pd.DataFrame, records: Iterable[Mapping]) -> pd.DataFrame:
+    """The table with a column `hard`: accuracy on the block's hard questions (`page.hard`), where
+    `downsample` is in it."""
+    scores = scores_by_question(records)
+    vanilla = scores.get(("vanilla", None))
+    column = pd.Series(np.nan, index=table.index, dtype=float)
+    for block, rows in table.groupby("block", sort=False):
+        reduced = scores.get(("downsample", block))
+        if vanilla is None or reduced is None:
+            continue
+        shared = [q for q in vanilla if q in reduced]
+        own = {
+            place: [of[q] for q in shared]
+            for place, row in rows.iterrows()
+            if (of := scores.get((row["spec"], None if pd.isna(row["budget"]) else row["budget"])))
+            and all(q in of for q in shared)
+        }
+        for place, value in page.hard(
+            own, [vanilla[q] for q in shared], [reduced[q] for q in shared]
+        ).items():
+            column[place] = value
+    return table.assign(hard=column)
+
+
+def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
+    """The explorer's questions with every method's answer.
+
+    Args:
+        names: what the table calls each method spec.
+    """
+    from harness.report.overlay import Picture, grid_of
+    from methods import registry
+
+    done = {r["key"]: r for r in outcome.cells if r["status"] == "done"}
+    wanted: dict[str, list[int]] = {}
+    for task, row in session.explored:
+        wanted.setdefault(task, []).append(row)
+    several = len(session.config.budgets) > 1
+    found = []
+    for documents in session.documents:
+        rows = wanted.get(documents.benchmark.name, [])
+        if not rows:
+            continue
+        model, task = session.model(documents), session.task(documents)
+        asked = {model.question(r).row: r for r in task.instances}
+        cells = []
+        for cell in session.cells:
+            if cell.benchmark is documents.benchmark and cell.key in done:
+                path = cell.journal_path(session.config.out)
+                answers = {a.row: a for a in Journal(path).answers.values()} if path.exists() else {}
+                documents_of = done[cell.key]["documents"]
+                scores = dict(zip(documents_of["row"], documents_of["score"]))
+                cells.append((cell, answers, scores))
+        for row in rows:
+            if row not in asked:
+                continue
+            image, text = model.picture(asked[row])
+            document = documents.rows[documents.numbers.index(row)]
+            question = page.Explored(
+                f"{documents.benchmark.name}/{row}",
+                documents.benchmark.name,
+                documents.benchmark.title,
+                text,
+                _target(task.doc_to_target(document)),
+                image,
+                grid_of(session.backbone, Picture(image, text)),
+                str(document.get("regime") or ""),
+                str(document.get("kind") or ""),
+            )
+            for cell, answers, scores in cells:
+                answer = answers.get(row)
+                if answer is None or row not in scores:
+                    continue
+                name = names.get(cell.method.spec, cell.method.spec)
+                if several and cell.method.budget is not None:
+                    name += f" @ {cell.method.budget:g}"
+                question.answers[name] = {
+                    "text": answer.text,
+                    "score": float(scores[row]),
+                    "kept": None if answer.kept is None else list(answer.kept),
+                    "ordered": hasattr(registry.available()[cell.method.name], "orders"),
+                    "took": None,
+                }
+            found.append(question)
+    return found
+
+
+def _target(target: object) -> str:
+    """The right answer as text; of several that count, the first."""
+    if isinstance(target, Sequence) and not isinstance(target, str):
+        return str(target[0]) if target else ""
+    return str(target)
+
+
+def publish(session, outcome, table: pd.DataFrame, lines: Sequence[str], labels: Mapping[float, str]):
+    """Write OUT/index.html of a run; its path.
+
+    Args:
+        table: of `numbers.build`.
+        lines: the caption.
+        labels: of each budget.
+    """
+    config = session.config
+    tasks = [{"name": b.name, "title": b.title} for b in config.benchmarks]
+    cells = {(r["task"], r["method"]["spec"], r["method"]["budget"]): r for r in outcome.cells}
+    means = numbers.averages(cells, [b.name for b in config.benchmarks], config.seed)
+    table = with_hard(table, outcome.cells)
+    names = dict(zip(table["spec"], table["method"]))
+    name = tables.without_paths(str(session.backbone.name))
+    found = page.build(
+        f"{name} at {' and '.join(labels[b] for b in sorted(config.budgets, reverse=True))}",
+        table,
+        tasks,
+        labels,
+        roles(table),
+        pairs(table, means),
+        explored(session, outcome, names),
+    )
+    prunes = table.loc[table["kind"] == "method", "method"].nunique()
+    lead = (
+        f"{prunes} methods of visual-token pruning and their controls on {len(tasks)} tasks "
+        f"({config.suite.title}), measured by the same code on one machine."
+    )
+    packages = records.package_versions()
+    footer = "Made by visual-token-pruning-bench with " + ", ".join(
+        f"{n} {packages[n]}" for n in ("torch", "transformers", "lmms-eval") if n in packages
+    )
+    plain = [tables.without_paths(line).replace("**", "") for line in lines]
+    return page.write(config.out / "index.html", found, plain, lead, f"{footer}.")
