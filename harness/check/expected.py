@@ -19,7 +19,7 @@ from backbones import shapes
 from harness.costs.closed_form import closed_form_head, closed_form_layer
 from harness.report import tables
 from harness.store.bundle import Run
-from harness.tasks.bootstrap import Units, groups, stream, sums_of_many
+from harness.tasks.bootstrap import FEWEST_CLUSTERS, Units, groups, stream, sums_of_many
 from harness.tasks.suites import BENCHMARKS, averaged
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "backbones" / "pocket" / "checkpoints"
@@ -130,7 +130,12 @@ class Expected:
         """Letters of the methods of a block of the table."""
         own = [m for m in self.methods if m[1] in (None, block) and m in self._ratios]
         own = [m for m in own if m in self.run.efficiency]  # the rows of the table
-        if len(own) < 2:
+        sizes = [
+            len(r["units"]["cluster"])
+            for a, r in self.run.cells.items()
+            if a[0] in averaged(self.tasks) and a[1] == "vanilla" and done(r)
+        ]
+        if len(own) < 2 or min(sizes) < FEWEST_CLUSTERS:
             return {}
         points, draws = zip(*(self._ratios[m] for m in own))
         return dict(zip(own, groups(np.array(points), np.stack(draws))))

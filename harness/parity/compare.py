@@ -500,8 +500,7 @@ def with_questions(inputs: Mapping[int, Sample], folder: Path) -> dict[int, Samp
     tower = recorded.load_recorded_text(folder)
     ids = _load_file(folder / "questions.safetensors")
     return {
-        i: replace(sample, question=ids[f"clip_ids.{i}"].tolist(), text=tower)
-        for i, sample in inputs.items()
+        i: replace(sample, question=ids[f"clip_ids.{i}"].tolist(), text=tower) for i, sample in inputs.items()
     }
 
 

@@ -16,6 +16,7 @@ from harness.run import reuse
 from harness.run.config import RunConfig
 from harness.run.session import Session
 from harness.store import atomic, bundle
+from harness.tasks.bootstrap import FEWEST_CLUSTERS
 from harness.tasks.suites import averaged
 
 #: behind a method's name in the tables: the caption has a footnote on it
@@ -231,7 +232,8 @@ def _about_averages(table: pd.DataFrame) -> list[str]:
     lines = [
         "Order: vanilla, the methods, and below them the controls (which know nothing of image or question), "
         "best average first. Group: methods of a block that share a letter cannot be told apart (paired "
-        "bootstrap over the same questions, Holm's correction for all pairs of the block, 5 %)."
+        "bootstrap over the same questions, Holm's correction for all pairs of the block, 5 %); – where a "
+        f"task has fewer than {FEWEST_CLUSTERS} independent questions."
     ]
     for reason, rows in table[table["no_average"] != ""].groupby("no_average", sort=False):
         who = "any method" if len(rows) == len(table) else ", ".join(dict.fromkeys(rows["method"]))

@@ -16,7 +16,7 @@ from harness.costs import macs
 from harness.report import tables
 from harness.run import measure_costs
 from harness.store.bundle import Address
-from harness.tasks.bootstrap import Units, groups, stream, sums_of_many
+from harness.tasks.bootstrap import FEWEST_CLUSTERS, Units, groups, stream, sums_of_many
 from harness.tasks.suites import BENCHMARKS, averaged
 
 #: what a method must beat to be one: no knowledge of image or question goes into what they keep
@@ -148,6 +148,11 @@ def build(
     """
     cells = {(r["task"], r["method"]["spec"], r["method"]["budget"]): r for r in records}
     means = averages(cells, tasks, seed)
+    enough = all(
+        len(cells[t, "vanilla", None]["units"]["cluster"]) >= FEWEST_CLUSTERS
+        for t in averaged(tasks)
+        if cells.get((t, "vanilla", None), {}).get("status") == "done"
+    )
     names = tables.labels(entry["method"]["spec"] for entry in measured)
     rows = []
     for block in sorted(budgets, reverse=True):
@@ -171,7 +176,8 @@ def build(
             row.update(spec=spec, failed=failed, no_average=mean.missing)
             own_rows.append(row)
         own_rows.sort(key=_place)
-        _mark_groups(own_rows, means)
+        if enough:
+            _mark_groups(own_rows, means)
         rows += own_rows
     table = pd.DataFrame(rows)
     for column in ("average", "average_low", "average_high", "kept", "gflops", "prefill"):

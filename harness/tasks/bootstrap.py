@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+#: with fewer resampled clusters in a task a bootstrap tells nothing apart
+FEWEST_CLUSTERS = 10
 #: features summed over clusters [R, F] float64 -> scores [R] float64
 Statistic = Callable[[np.ndarray], np.ndarray]
 

@@ -50,3 +50,11 @@ def test_no_limit_takes_everything():
 def test_lengths_must_agree():
     with pytest.raises(ValueError):
         take([1, 2], [0], 1)
+
+
+def test_every_part_is_in_the_smallest_slice_and_slices_stay_nested():
+    strata = [i % 3 for i in range(60)]
+    parts = [(s, i % 10 == 0) for i, s in enumerate(strata)]
+    small, large = (set(take(list(range(60)), strata, n, "pope", parts)) for n in (2, 20))
+    assert {parts[i] for i in small} == set(parts) and small <= large
+    assert take(list(range(60)), strata, 40, "pope", parts) == take(list(range(60)), strata, 40, "pope")
