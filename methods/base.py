@@ -20,6 +20,7 @@ from methods.settings import problem_with
 from methods.views import (
     RECEIVED,
     RECEIVED_KEYS,
+    Hint,
     ImageView,
     Positions,
     PromptView,
@@ -70,6 +71,11 @@ class Pruner:
     #: `select` gets the question as text, see `__call__`, and the word embeddings behind the image; it runs
     #: when the prompt is known
     reads_question: ClassVar[bool] = False
+    #: a control that knows the answer key: `select` gets `ImageView.hint`, if whoever puts the pruner on has
+    #: set `hints`. Never among `registry.available()`: a run has to ask for it, or have data with evidence.
+    answer_key: ClassVar[bool] = False
+    #: of the samples of the next batch, in order; only methods with `answer_key` are ever handed them
+    hints: ClassVar[Sequence[Hint] | None] = None
     #: the method may leave more tokens than its budget in the last layer, as its docstring says (it chooses
     #: the number itself, or a setting does); a property where that depends on the settings
     may_exceed_budget = False
@@ -142,7 +148,8 @@ class Pruner:
         """Whether what the language model holds of an image is the same whatever is asked about it: the
         method does not act, or acts before the language model alone and reads no text."""
         cuts = type(self).stages is not Pruner.stages
-        return not self.acts or not (cuts or self.reads_text or self.reads_question)
+        told = self.reads_text or self.reads_question or self.answer_key
+        return not self.acts or not (cuts or told)
 
     def reads(self, has_cls: bool) -> tuple[Signal, ...]:
         """The signals that `select` reads of a tower with or without CLS token."""

@@ -42,13 +42,15 @@ def register(cls: P) -> P:
     return cls
 
 
-def available() -> dict[str, type[Pruner]]:
-    """All methods by name: vanilla first, then in alphabetical order. A module of this package that cannot be
+def available(answer_key: bool = False) -> dict[str, type[Pruner]]:
+    """All methods by name: vanilla first, then in alphabetical order; with `answer_key` also the controls
+    that know it. A module of this package that cannot be
     imported, and a plug-in that cannot be loaded, are left out, with one line on stderr."""
     _import_own()
     for point in importlib.metadata.entry_points(group=GROUP):
         _take_plugin(point)
-    return dict(sorted(_registered.items(), key=lambda item: (item[0] != "vanilla", item[0])))
+    found = {name: cls for name, cls in _registered.items() if answer_key or not cls.answer_key}
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "vanilla", item[0])))
 
 
 def _take_plugin(point: importlib.metadata.EntryPoint) -> None:
@@ -100,7 +102,7 @@ def build(spec: str, budget: int | float | None = None) -> Pruner:
     fit.
     """
     name, _, text = spec.partition(":")
-    methods = available()
+    methods = available(answer_key=True)
     if name not in methods:
         for left_out, line in _left_out.values():
             if name == left_out:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,41 @@ def cls_attention(layer: int) -> tuple[Signal, Signal]:
     return Signal("cls_query", layer), Signal("keys", layer)
 
 
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What the answer key says of one question on an image; only methods with `Pruner.answer_key` see it.
+
+    Attributes:
+        evidence: boxes of what holds the answer: left, top, width, height, as shares of the image.
+        things: boxes of all things in the image.
+    """
+
+    evidence: tuple[Box, ...]
+    things: tuple[Box, ...]
+
+
+def cells(boxes: Sequence[Box], rows: int, columns: int, least: float = 0.1) -> np.ndarray:
+    """bool [rows, columns]: the cells of a grid of which a box covers at least the share `least`.
+
+    boxes: left, top, width, height as shares of the image. A box too small for any cell gets the cell that
+    its centre lies in.
+    """
+    found = np.zeros((rows, columns), bool)
+    x, y = np.arange(columns + 1) / columns, np.arange(rows + 1) / rows
+    for left, top, width, height in boxes:
+        across = np.clip(np.minimum(x[1:], left + width) - np.maximum(x[:-1], left), 0, None) * columns
+        down = np.clip(np.minimum(y[1:], top + height) - np.maximum(y[:-1], top), 0, None) * rows
+        own = down[:, None] * across[None] >= least
+        if not own.any():
+            row, column = int((top + height / 2) * rows), int((left + width / 2) * columns)
+            own[min(row, rows - 1), min(column, columns - 1)] = True
+        found |= own
+    return found
+
+
 @dataclass(frozen=True)
 class ImageView:
     """One image, seen by the vision tower. Tensors are in the tower's dtype.
@@ -73,6 +109,7 @@ class ImageView:
             `reads_question`; None for others, or if nobody told.
         final_norm: the norm behind the tower's last layer, [.., d] -> [.., d], where the features do not pass
             it (CLIP's post_layernorm); else None.
+        hint: the answer key, for methods with `answer_key`; else None.
     """
 
     hidden: Tensor
@@ -86,6 +123,7 @@ class ImageView:
     text_after: Tensor | None = None
     question: str | Sequence[int] | None = None
     final_norm: Callable[[Tensor], Tensor] | None = None
+    hint: Hint | None = None
 
     @property
     def features(self) -> Tensor:

@@ -205,7 +205,8 @@ class Engine:
     @property
     def _waits(self) -> bool:
         """Whether the method can only be asked when the prompt is known."""
-        return self.pruner.reads_text or self.pruner.reads_question or self._text_before > 0
+        told = self.pruner.reads_text or self.pruner.reads_question or self.pruner.answer_key
+        return told or self._text_before > 0
 
     def _on_model(self, module, args, kwargs) -> None:
         """Pre-hook of the multimodal model: the only place where the prompt's token ids pass by."""
@@ -316,7 +317,7 @@ class Engine:
         return rows, [[tokens for _, tokens in row] for row in pairs]
 
     def _told(self, layout: Layout, embeds: Tensor) -> list[dict]:
-        """What each sample's views see of its text, by field of ImageView."""
+        """What each sample's views see of its text or answer key, by field of ImageView."""
         told: list[dict] = [{} for _ in embeds]
         if self.pruner.reads_text:
             for own, text in zip(told, _texts(layout, embeds)):
@@ -325,6 +326,12 @@ class Engine:
             for own, x, columns, question in zip(told, embeds, layout.columns, self._asked()):
                 after = x[int(columns[-1]) + 1 :] if len(columns) else x
                 own.update(question=question, text_after=after)
+        hints = self.pruner.hints if self.pruner.answer_key else None
+        if hints is not None:
+            if len(hints) != len(told):
+                raise RuntimeError(f"{self.pruner.name}: {len(hints)} hints for {len(told)} samples")
+            for own, hint in zip(told, hints):
+                own["hint"] = hint
         return told
 
     def _asked(self) -> list:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.costs import macs
-from harness.report import figures, numbers, tables
+from harness.report import evidence, figures, numbers, tables
 from harness.report.page import contents
 from harness.report.tables import MISSING
 from harness.run import reuse
@@ -43,9 +43,11 @@ def publish(session: Session, outcome) -> str:
         table["other_code"] = [", ".join(outcome.kept.get(_address(row), ())) for _, row in table.iterrows()]
     lines = caption(config, outcome, table, text_tokens)
     write(table, config, lines, config.out)
+    if where := evidence.render(outcome.cells, config.budgets):
+        atomic.replace(config.out / "evidence.md", where.encode())
     bundle.write_questions(config.out, {d.benchmark.name: d.questions for d in session.documents})
     contents.publish(session, outcome, table, lines, {b: _budget(b) for b in config.budgets})
-    return terminal(config, table, lines)
+    return terminal(config, table, lines) + (f"\n\n{where}" if where else "")
 
 
 def write(table: pd.DataFrame, config: RunConfig, lines: Sequence[str], out: Path) -> None:

@@ -20,7 +20,7 @@ from harness.tasks.bootstrap import FEWEST_CLUSTERS, Units, groups, stream, sums
 from harness.tasks.suites import BENCHMARKS, averaged
 
 #: what a method must beat to be one: no knowledge of image or question goes into what they keep
-CONTROLS = ("random", "uniform", "downsample")
+CONTROLS = ("random", "uniform", "downsample", "oracle", "things")
 #: columns of the table that are words for its readers, and in no file
 NOT_IN_FILES = ("spec", "failed", "no_average")
 

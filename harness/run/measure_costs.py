@@ -18,6 +18,7 @@ from harness.run import identity
 from harness.run.config import Method, RunConfig, build_pruner, digest
 from harness.run.session import Session
 from harness.store.records import package_versions
+from methods.views import Hint
 
 #: distinct images that FLOPs and latency are probed on
 PROBES = 4
@@ -25,8 +26,8 @@ PROBES = 4
 
 @dataclass(frozen=True)
 class Probe:
-    """A question for the efficiency measurements: its task, row, text, image identity and model inputs (B =
-    1).
+    """A question for the efficiency measurements: its task, row, text, image identity, model inputs (B = 1)
+    and answer key.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Probe:
     text: str
     image: str
     inputs: Callable[[], Mapping[str, object]]
+    hint: Hint | None = None
 
 
 def choose(probes: Sequence[Probe], number: int = PROBES) -> list[Probe]:
@@ -89,6 +91,8 @@ def measure(
     runnable = []
     for method in methods:
         pruner = build_pruner(method)
+        if pruner.answer_key:  # one question's for all probes: what it costs does not depend on it
+            pruner.hints = [probes[0].hint]
         try:
             counts = [macs.count_prefill(counter, backbone, pruner, s) for s in samples]
         except Exception:

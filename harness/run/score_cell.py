@@ -12,7 +12,7 @@ from harness.run.session import Session
 from harness.run.sweep import Seat
 from harness.store import records
 from harness.store.journal import Answer
-from harness.tasks import comparable
+from harness.tasks import comparable, evidence
 from harness.tasks.bootstrap import interval
 from harness.tasks.lmms import Documents
 from harness.tasks.quiet import silenced
@@ -164,6 +164,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
             "row": documents.numbers,
             "score": result.documents,
             "kept": [a.visual_tokens[-1] for a in found],
+            **evidence.columns(documents.rows, documents.hints, found, documents.sizes),
         },
         "units": {
             "cluster": list(result.units.keys),

@@ -61,7 +61,7 @@ class Session:
 
         specs, named = list(self.config.methods), True
         if specs == ["all"]:
-            specs, named = list(registry.available()), False
+            specs, named = list(registry.available(answer_key=self._has_evidence)), False
         specs = ["vanilla", *(s for s in specs if s != "vanilla")]
         tokens, layers = self.backbone.num_visual_tokens, self.backbone.num_layers
         methods: list[Method] = []
@@ -79,6 +79,11 @@ class Session:
                     refused = error
                     continue
                 try:
+                    if pruner.answer_key and not self._has_evidence:
+                        raise UserError(
+                            f"{method.name} knows the answer key, and this data has none (Pocket-8 has "
+                            "one from version 2 on)"
+                        )
                     self.backbone.family.check_signals(pruner)
                     needed = pruner.resources(self.backbone.model)
                 except UserError as error:
@@ -92,6 +97,16 @@ class Session:
         if self.left_out and len(methods) == 1:
             raise refused
         return methods
+
+    @functools.cached_property
+    def _has_evidence(self) -> bool:
+        """Whether every benchmark's rows carry their answer key."""
+        import pyarrow.parquet
+
+        from harness.tasks.evidence import COLUMNS
+
+        paths = [path for source in self.sources for path in source.files["rows"]]
+        return all(set(COLUMNS) <= set(pyarrow.parquet.read_schema(path).names) for path in paths)
 
     def header(self) -> dict:
         """The part of every record that says where it comes from."""
@@ -161,10 +176,16 @@ class Session:
             task.build_all_requests()
         return task
 
+    @functools.cache  # noqa: B019
+    def _hints(self, documents) -> list:
+        self.unaskable  # noqa: B018
+        return documents.hints
+
     def model(self, documents, pruner=None, journal: Journal | None = None, cell: str = ""):
         """lmms-eval's view of backbone and pruner over these documents."""
         from harness.tasks.pruned_model import PrunedModel
 
+        hints = self._hints(documents)
         model = PrunedModel(
             self.backbone,
             pruner,
@@ -176,6 +197,7 @@ class Session:
             explored={row for name, row in self.explored if name == documents.benchmark.name},
             row_of=lambda task, doc_id: documents.numbers[doc_id],
             image_of=lambda task, doc_id: documents.image_ids[doc_id],
+            hint_of=lambda task, doc_id: hints[doc_id] if hints else None,
         )
         task = self.task(documents)
         model.task_dict[task.config.task] = task.dataset
@@ -206,5 +228,5 @@ class Session:
             for request in self.task(documents).instances:
                 q = model.question(request)
                 inputs = functools.partial(model.inputs, [request])
-                probes.append(Probe(documents.benchmark.name, q.row, q.text, q.image, inputs))
+                probes.append(Probe(documents.benchmark.name, q.row, q.text, q.image, inputs, q.hint))
         return probes

@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.store.journal import Answer
+from methods.views import Hint
 
 # Keys that tasks put among the generation settings and generate() does not take.
 _NOT_FOR_GENERATE = ("until", "image_aspect_ratio", "image_sizes", "modalities")
@@ -20,12 +21,14 @@ _DEFAULT_NEW_TOKENS = 1024
 @dataclass(frozen=True)
 class Question:
     """One document as the model is asked it: `row` in the file, `text` after the image, `image` an identity
-    (equal for equal images), `generation` the task's settings with the run's cap applied."""
+    (equal for equal images), `generation` the task's settings with the run's cap applied, `hint` its answer
+    key, where the data has one."""
 
     row: int
     text: str
     image: str
     generation: Mapping[str, object]
+    hint: Hint | None = None
 
     @property
     def prompt(self) -> str:
@@ -94,7 +97,7 @@ def answer(
 ) -> list[Answer]:
     """Answers to one batch, in order.
 
-    explored: rows whose answers say which visual tokens were left.
+    explored: rows whose answers say which visual tokens were left; those with an answer key always do.
     inputs: what `backbone.inputs` made of the same questions (left-padded, [B, n]). pruner: a
     methods.base.Pruner. Exceptions pass through: an answer that could not be computed must never count as an
     empty one.
@@ -122,7 +125,7 @@ def answer(
                 image_tokens=int(image_places[i]),
                 output_tokens=int((new[i] != tokenizer.pad_token_id).sum()),
                 visual_tokens=tuple(visual[i]),
-                kept=_kept(pruner, kept, i) if question.row in explored else None,
+                kept=_kept(pruner, kept, i) if question.row in explored or question.hint else None,
             )
         )
     return answers
@@ -152,6 +155,8 @@ def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str,
     asked = {}
     if getattr(pruner, "reads_question", False):
         asked["questions"] = [question.text for question in questions]
+    if pruner.answer_key:
+        pruner.hints = [question.hint for question in questions]
     with pruner(model, **asked) as trace:
         ids = model.generate(**inputs, **arguments)
         return ids[:, inputs["input_ids"].shape[1] :], trace.visual_tokens.tolist(), trace.kept

@@ -19,11 +19,13 @@ from pathlib import Path
 
 from backbones import images
 from harness.tasks.benchmark import IMAGE, Benchmark
+from harness.tasks.evidence import hints_of
 from harness.tasks.quiet import import_lmms_eval, silenced
 from harness.tasks.schemas import column_problems
 from harness.tasks.slices import take
 from harness.tasks.sources import Source
 from methods.errors import UserError
+from methods.views import Hint
 
 #: bytes of parquet files that are read into memory; more are mapped from a copy in the datasets cache
 IN_MEMORY = 256 << 20
@@ -152,6 +154,16 @@ class Documents:
             return batch
 
         return self.rows.cast_column("image", datasets.Image(decode=False)).with_transform(decode)
+
+    @property
+    def hints(self) -> list[Hint]:
+        """The answer key of each document; [] for data without evidence."""
+        return hints_of(self.rows)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each document's image."""
+        return list(self._sizes)
 
     @functools.cached_property
     def digest(self) -> str:

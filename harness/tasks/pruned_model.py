@@ -18,6 +18,7 @@ from PIL import Image
 from harness.store.journal import Answer, Journal
 from harness.tasks.answering import Question, answer, batches, capped
 from methods.errors import UserError
+from methods.views import Hint
 
 GREY = (128, 128, 128)
 
@@ -45,11 +46,13 @@ class PrunedModel(lmms):
         explored: Container[int] = (),
         row_of: Callable[[str, int], int] = lambda task, doc_id: doc_id,
         image_of: Callable[[str, int], str] = lambda task, doc_id: f"{task}/{doc_id}",
+        hint_of: Callable[[str, int], Hint | None] = lambda task, doc_id: None,
     ):
         super().__init__()
         self.backbone, self.pruner, self.journal = backbone, pruner, journal
         self.identity, self.batch_size, self.max_new_tokens = dict(identity), batch_size, max_new_tokens
         self.blind, self.explored, self._row_of, self._image_of = blind, explored, row_of, image_of
+        self._hint_of = hint_of
 
     @property
     def device(self):
@@ -72,6 +75,7 @@ class PrunedModel(lmms):
             text,
             self._image_of(task, doc_id),
             capped(generation, self.max_new_tokens),
+            self._hint_of(task, doc_id),
         )
 
     def picture(self, request) -> tuple[Image.Image, str]:

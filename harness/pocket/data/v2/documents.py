@@ -1,8 +1,9 @@
 """Version 2's documents: facts of a scene as rows in the schemas of the eight benchmarks.
 
-Prompts and answers are version 1's (`harness.pocket.data.documents.prompt` and `target`), the rows have four
-more columns: `kind`, `regime`, `evidence` (boxes of the things that hold the answer: left, top, width, height
-as shares of the image) and `things` (boxes of all things). The benchmarks' own code reads none of them.
+Prompts and answers are version 1's (`harness.pocket.data.documents.prompt` and `target`), the rows have five
+more columns: `kind`, `chance` (of a guess among the possible answers), `regime`, `evidence` (boxes of the
+things that hold the answer: left, top, width, height as shares of the image) and `things` (boxes of all).
+The benchmarks' own code reads none of them.
 """
 
 from __future__ import annotations
@@ -65,6 +66,17 @@ def options_in(options: Sequence[str], chinese: bool) -> list[str]:
     return [halves.get(o) or in_chinese(o) for o in options] if chinese else list(options)
 
 
+def _chance(task: str, row: Row, fact: Fact) -> float:
+    """Share of right answers of somebody who guesses among the possible ones (MMBench: in every rotation)."""
+    if task.startswith("mmbench"):
+        options = sum(row[letter] != "nan" for letter in LETTERS)
+        return options ** -float(options)
+    if task == "scienceqa":
+        return 1 / len(row["choices"])
+    said = row.get("multiple_choice_answer", row.get("answer"))
+    return 1 / len(fact.domain) if said in fact.domain else 0.5
+
+
 class Interview:
     """The questions that are asked about one scene.
 
@@ -90,12 +102,13 @@ class Interview:
         left. category: of MME or POPE; None: any."""
         maker = getattr(self, f"_{task.partition('_')[0]}")
         fact_rows = maker(task, category)
-        return [row | self._columns(fact) for row, fact in fact_rows]
+        return [row | self._columns(fact, _chance(task, row, fact)) for row, fact in fact_rows]
 
-    def _columns(self, fact: Fact) -> Row:
+    def _columns(self, fact: Fact, chance: float) -> Row:
         things = self.scene.things
         return dict(
             kind=fact.kind,
+            chance=chance,
             regime=self.scene.regime,
             evidence=[list(b) for b in shares(self.scene, (things[i] for i in fact.evidence))],
             things=[list(b) for b in shares(self.scene, self.scene.alone)],

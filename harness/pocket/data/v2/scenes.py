@@ -27,8 +27,9 @@ from harness.pocket.data.scenes import (
     WORDS,
     varied_canvas,
 )
+from methods.views import cells
 
-__all__ = ["COLOURS", "DIGITS", "SHAPES", "SQUARE", "TEXTURES", "WORDS", "varied_canvas"]
+__all__ = ["COLOURS", "DIGITS", "SHAPES", "SQUARE", "TEXTURES", "WORDS", "cells", "varied_canvas"]
 
 #: Side of a patch of the pocket towers in pixels; corners and sides of things are multiples of half of it.
 PATCH, UNIT = 14, 7
@@ -99,29 +100,6 @@ class Scene:
 def text_size(text: str, font: int) -> tuple[int, int]:
     """Width and height in pixels of a text's box, its outline included."""
     return round(_LETTER * font * len(text)) + 4, round(0.8 * font) + 5
-
-
-def cells(
-    boxes: list[tuple[float, float, float, float]], rows: int, columns: int, least: float = 0.1
-) -> np.ndarray:
-    """bool [rows, columns]: the cells of a grid of which a box covers at least the share `least`.
-
-    boxes: left, top, width, height as shares of the image. A box too small for any cell gets the cell that
-    its centre lies in.
-    """
-    found = np.zeros((rows, columns), bool)
-    x, y = np.arange(columns + 1) / columns, np.arange(rows + 1) / rows
-    for left, top, width, height in boxes:
-        across = np.clip(np.minimum(x[1:], left + width) - np.maximum(x[:-1], left), 0, None) * columns
-        down = np.clip(np.minimum(y[1:], top + height) - np.maximum(y[:-1], top), 0, None) * rows
-        own = down[:, None] * across[None] >= least
-        if not own.any():
-            own[
-                min(int((top + height / 2) * rows), rows - 1),
-                min(int((left + width / 2) * columns), columns - 1),
-            ] = True
-        found |= own
-    return found
 
 
 def shares(scene: Scene, things) -> list[tuple[float, float, float, float]]:
