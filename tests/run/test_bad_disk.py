@@ -40,7 +40,7 @@ def run(tiny_checkpoint, tiny_data, capsys):
     def call(out, *more):
         code = app.run_all(short_run.arguments(tiny_checkpoint, tiny_data, out, *more))
         said = capsys.readouterr()
-        return code, said.out, said.err
+        return code, " ".join(said.out.split()), said.err  # lines are wrapped
 
     return call
 

@@ -1,6 +1,7 @@
 """What is re-used when code has changed, and what is measured again: by the command, and by digests."""
 
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -55,7 +56,7 @@ def run(command, capsys, monkeypatch):
     def call(*more):
         asked.clear()
         assert app.run_all([*command, *more]) == 0
-        return capsys.readouterr().out, len(asked)
+        return " ".join(capsys.readouterr().out.split()), len(asked)  # lines are wrapped
 
     return call
 
@@ -73,7 +74,8 @@ CHANGE = "\ndef ", "\nCHANGED = True\n\n\ndef "
 def test_a_comment_costs_nothing_and_a_changed_helper_costs_its_methods(run, edit, command):
     """The whole story of one folder, in the order in which it happens to a user."""
     said, answers = run()
-    assert "3 to compute" in said and answers == 18 and "anew" not in said
+    each = answers // 3  # documents of the slice
+    assert "3 to compute" in said and answers == 3 * each > 0 and "anew" not in said
     for change in COMMENTED:
         edit(*change)
     said, answers = run()
@@ -82,12 +84,13 @@ def test_a_comment_costs_nothing_and_a_changed_helper_costs_its_methods(run, edi
     edit("methods/fastv.py", *CHANGE)
     said, answers = run("--keep-results")
     assert answers == 0 and "pdrop kept as measured before methods/fastv.py changed (--keep-results)" in said
-    assert said.count("| pdrop ‡ ") == 2 and "‡ random" not in said and "random ‡" not in said
-    assert "‡ measured before methods/fastv.py changed" in said
+    text = " ".join(Path(command[-1], "leaderboard.md").read_text().split())
+    assert "| pdrop ‡ |" in text and "random ‡" not in text and "vanilla ‡" not in text
+    assert "‡ measured before methods/fastv.py changed" in text
     table = pd.read_csv(f"{command[-1]}/leaderboard.csv").set_index("method")
     assert table.loc["pdrop", "other_code"] == "methods/fastv.py" and table["other_code"].notna().sum() == 1
     said, answers = run()
-    assert "pdrop measured anew: methods/fastv.py changed" in said and answers == 6
+    assert "pdrop measured anew: methods/fastv.py changed" in said and answers == each
     assert "2 finished earlier" in said and "‡" not in said
     # scores are made anew from the answers that are there
     edit("harness/tasks/benchmarks/pope.py", *CHANGE)
@@ -95,7 +98,7 @@ def test_a_comment_costs_nothing_and_a_changed_helper_costs_its_methods(run, edi
     assert "all methods scored anew: harness/tasks/benchmarks/pope.py changed" in said and answers == 0
     edit("backbones/hub/load.py", *CHANGE)
     said, answers = run()
-    assert "all methods measured anew: backbones/hub/load.py changed" in said and answers == 18
+    assert "all methods measured anew: backbones/hub/load.py changed" in said and answers == 3 * each
     assert run()[1] == 0
 
 
@@ -140,7 +143,7 @@ def test_a_plug_ins_helper_counts(plug_in, run):
     assert run("--methods", "tilted")[1] == 0
     (plug_in / "helpers.py").write_text(HELPERS.replace("True", "False"))
     said, answers = run("--methods", "tilted")
-    assert "tilted measured anew: my_plug_in/helpers.py changed" in said and answers == 6
+    assert "tilted measured anew: my_plug_in/helpers.py changed" in said and answers > 0
 
 
 def test_a_single_files_siblings_count(tmp_path, monkeypatch):
@@ -199,8 +202,6 @@ def test_layout_and_words_do_not_count():
 
 def test_a_record_says_what_its_key_is_made_of(run, command):
     run()
-    from pathlib import Path
-
     for path in (*Path(command[-1]).glob("cells/*/*.json"), *Path(command[-1]).glob("efficiency/*.json")):
         record = records.read(path, "cell" if path.parts[-3] == "cells" else "efficiency")
         assert records.digest(record["identity"]) == record["key"] and record["key"] in path.name
