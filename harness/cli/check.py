@@ -25,6 +25,13 @@ examples:
   python -m harness bundle results/runs/pocket-llava                      to results/runs/pocket-llava-bundle
   python -m harness bundle results/runs/llava-1.5-7b-paper --out my-7b    then: python -m harness check my-7b
 """
+SUITE = """\
+examples:
+  python -m harness suite                                  from what is committed in results/pocket-llava
+  python -m harness suite results/runs/pocket-llava BLIND  from runs of yours
+
+Exit code: 0 every point holds, 1 one does not or cannot be told, 2 bad input.
+"""
 PARITY = """\
 example:
   python -m harness parity --golden tests/golden
@@ -93,6 +100,19 @@ def bundle(
     from harness.store import bundle
 
     return bundle.run(folder, out)
+
+
+@command("suite", examples=SUITE)
+def suite(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN", parser=as_path, help="run folders or bundles (default: the committed)"),
+    ] = None,
+) -> int:
+    """Whether Pocket-8 can tell good pruning from bad: its acceptance list, point by point."""
+    from harness.check import suite
+
+    return suite.run(folders or [])
 
 
 @command("parity", examples=PARITY)

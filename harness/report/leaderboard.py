@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.costs import macs
-from harness.report import evidence, figures, numbers, tables
+from harness.report import evidence, figures, numbers, prediction, tables
 from harness.report.page import contents
 from harness.report.tables import MISSING
 from harness.run import reuse
@@ -45,9 +45,13 @@ def publish(session: Session, outcome) -> str:
     write(table, config, lines, config.out)
     if where := evidence.render(outcome.cells, config.budgets):
         atomic.replace(config.out / "evidence.md", where.encode())
+    index = ""
+    if config.suite.synthetic and session.described["family"] == "llava":
+        index = prediction.render(table, config.budgets)
+        atomic.replace(config.out / "prediction.md", index.encode())
     bundle.write_questions(config.out, {d.benchmark.name: d.questions for d in session.documents})
     contents.publish(session, outcome, table, lines, {b: _budget(b) for b in config.budgets})
-    return terminal(config, table, lines) + (f"\n\n{where}" if where else "")
+    return "\n\n".join(part for part in (terminal(config, table, lines), where, index) if part)
 
 
 def write(table: pd.DataFrame, config: RunConfig, lines: Sequence[str], out: Path) -> None:

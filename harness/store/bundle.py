@@ -29,8 +29,10 @@ from methods.errors import UserError
 Address = tuple[str, str, "int | float | None"]
 RECORDS, ANSWERS, QUESTIONS = "records.jsonl", "answers.parquet", "questions.parquet"
 #: what else of a run goes into its bundle, by pattern
-_FURTHER = (QUESTIONS, "leaderboard.md", "leaderboard.csv", "*.png", "adaptive_*.json", "adaptive_*.md",
-            "index.html")  # fmt: skip
+_FURTHER = (
+    QUESTIONS, "leaderboard.md", "leaderboard.csv", "evidence.md", "prediction.md", "*.png",
+    "adaptive_*.json", "adaptive_*.md", "index.html",
+)  # fmt: skip
 #: columns of a record that are as long as its documents or clusters: (part, column)
 _LONG = (
     ("documents", "row"), ("documents", "score"), ("documents", "kept"),
