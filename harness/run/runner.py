@@ -175,8 +175,9 @@ def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE
     reused = len(cells) - len(todo)
     say(
         f"{len(cells)} cells ({len(session.documents)} tasks x {len(session.methods)} methods and budgets): "
-        f"{reused} finished earlier in {config.out} are re-used, {len(todo)} to compute"
+        f"{len(todo)} to compute"
         + (f", by {team.size} processes" if team.size > 1 else "")
+        + f"; {reused} finished earlier in {config.out} are re-used"
     )
     with contextlib.closing(Place(config.out)) as place:
         for record in _told(engine.compute(todo), todo, say):

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import backbones
-from methods.stepprune.training.data import Pocket8
+from harness.pocket.supplies import Pocket8
 
 SCENES, MEGABYTES = 6, 40
 

@@ -12,20 +12,20 @@ from safetensors.torch import load_file, save_file
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 
-SHIPPED = checkpoints.SHIPPED / "pocket-qwen"
+SHIPPED = checkpoints.SHIPPED / "pocket-llava"
 
 
 @pytest.fixture
 def path(tmp_path):
     for end in ("safetensors", "json"):
-        shutil.copy(SHIPPED / f"k16.{end}", tmp_path)
-    return tmp_path / "k16.safetensors"
+        shutil.copy(SHIPPED / f"k64.{end}", tmp_path)
+    return tmp_path / "k64.safetensors"
 
 
 def refused(path, words):
     with pytest.raises(UserError, match=words) as error:
         checkpoints.read(path).load()
-    assert "\n" not in str(error.value) and "k16" in str(error.value)
+    assert "\n" not in str(error.value) and "k64" in str(error.value)
 
 
 def edit(path, change):
@@ -51,13 +51,13 @@ def test_all_shipped_policies_are_sealed_and_load():
 
 
 def test_another_policys_weights_under_this_name(path):
-    shutil.copy(SHIPPED / "k48.safetensors", path)
-    refused(path, r"k16\.safetensors holds other weights than k16\.json")
+    shutil.copy(SHIPPED / "k192.safetensors", path)
+    refused(path, r"k64\.safetensors holds other weights than k64\.json")
 
 
 def test_a_description_of_no_weights_names_the_command(path):
     edit(path, lambda body: body.pop("weights_sha256"))
-    refused(path, r"python -m methods\.stepprune\.checkpoint .*k16\.safetensors")
+    refused(path, r"python -m methods\.stepprune\.checkpoint .*k64\.safetensors")
     checkpoints._described(path).seal()
     checkpoints.read(path).load()
 
@@ -97,19 +97,19 @@ def test_other_shapes_are_named(path):
 )
 def test_a_description_that_makes_no_sense(path, change):
     edit(path, change)
-    refused(path, r"k16\.json is damaged \(")
+    refused(path, r"k64\.json is damaged \(")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "{", "\x00"])
 def test_a_description_that_is_none(path, text):
     path.with_suffix(".json").write_text(text)
-    refused(path, r"k16\.json is damaged \(")
+    refused(path, r"k64\.json is damaged \(")
 
 
 def test_saved_files_are_sealed(path, tmp_path):
     found = checkpoints.read(path)
     policy, denoiser = found.load()
-    found.path = tmp_path / "k16b.safetensors"
+    found.path = tmp_path / "k64b.safetensors"
     found.save(policy, denoiser)
     again = checkpoints.read(found.path)
     assert again.weights_sha256 == checkpoints.read(path).weights_sha256, "the same weights"
