@@ -218,7 +218,8 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
                 specs.add(setting_of(source.method, row.label).spec)
     if not rows:
         raise UserError(
-            f"{golden} holds no recordings to compare; see the docstring of harness/parity/compare.py for the layout"
+            f"{golden} holds no recordings to compare; see the docstring of "
+            "harness/parity/compare.py for the layout"
         )
     if methods is None:
         for line in _without_recordings(registry.available(), specs):
