@@ -51,6 +51,7 @@ def publish(session: Session, outcome) -> str:
         atomic.replace(config.out / "prediction.md", index.encode())
     bundle.write_questions(config.out, {d.benchmark.name: d.questions for d in session.documents})
     contents.publish(session, outcome, table, lines, {b: _budget(b) for b in config.budgets})
+    where = where and "Evidence recall, and accuracy by regime and kind of question: evidence.md"
     return "\n\n".join(part for part in (terminal(config, table, lines), where, index) if part)
 
 

@@ -164,7 +164,7 @@ def cell_record(session: Session, seat: Seat, task, documents: Documents, proces
             "row": documents.numbers,
             "score": result.documents,
             "kept": [a.visual_tokens[-1] for a in found],
-            **evidence.columns(documents.rows, documents.hints, found, documents.sizes),
+            **evidence.columns(model.pruner, documents.rows, documents.hints, found, documents.sizes),
         },
         "units": {
             "cluster": list(result.units.keys),

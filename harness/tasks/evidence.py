@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness.store.journal import Answer
+from methods.base import Pruner
 from methods.views import Hint, cells
 
 COLUMNS = ("kind", "chance", "regime", "evidence", "things")
@@ -47,9 +48,17 @@ def recall(hint: Hint, answer: Answer, width: int, height: int) -> float | None:
     return float((left & wanted).sum() / wanted.sum())
 
 
-def columns(rows, hints: Sequence[Hint], answers: Sequence[Answer], sizes: Sequence[tuple[int, int]]) -> dict:
-    """Columns of a record's documents; {} for data without evidence."""
+def columns(
+    pruner: Pruner,
+    rows,
+    hints: Sequence[Hint],
+    answers: Sequence[Answer],
+    sizes: Sequence[tuple[int, int]],
+) -> dict:
+    """Columns of a record's documents; {} for data without evidence. There is no recall for a method that has
+    the tower see a raster of its own: what it keeps are no cells of the image's."""
     if not hints:
         return {}
-    found = [recall(h, a, *size) for h, a, size in zip(hints, answers, sizes)]
+    own_raster = pruner.acts and type(pruner).image_grid is not Pruner.image_grid
+    found = [None if own_raster else recall(h, a, *size) for h, a, size in zip(hints, answers, sizes)]
     return {"recall": found, **{name: list(rows[name]) for name in ("kind", "chance", "regime")}}

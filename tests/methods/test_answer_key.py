@@ -10,7 +10,7 @@ from PIL import Image
 import backbones
 from harness.store.journal import Answer
 from harness.tasks.answering import Question, answer
-from harness.tasks.evidence import grid_of, recall
+from harness.tasks.evidence import columns, grid_of, recall
 from methods import registry
 from methods.base import ImageView, Pruner
 from methods.errors import UserError
@@ -90,14 +90,23 @@ def test_the_grid_follows_from_count_and_shape(tokens, size, grid):
     assert grid_of(tokens, *size) == grid
 
 
-def test_the_table_below_the_leaderboard():
+def test_a_raster_of_its_own_has_no_recall():
+    rows = {"kind": ["hop"], "chance": [0.1], "regime": ["dense"]}
+    found = [Answer(0, "", "", 600, 576, 1, (64, 64), tuple(range(64)))]
+    for spec, known in (("downsample", False), ("uniform", True)):
+        own = columns(registry.build(spec, 64), rows, [HINT], found, [(336, 336)])
+        assert (own["recall"][0] is not None) == known and own["kind"] == ["hop"]
+    assert columns(registry.build("uniform", 64), rows, [], found, []) == {}
+
+
+def test_the_table_beside_the_leaderboard():
     from harness.report import evidence
 
     def record(spec, budget, score, recalled):
-        columns = {"row": [0, 1], "score": score, "recall": recalled, "kind": ["count", "hop"]}
-        columns |= {"chance": [0.2, 0.125], "regime": ["dense", "sparse"]}
+        documents = {"row": [0, 1], "score": score, "recall": recalled, "kind": ["count", "hop"]}
+        documents |= {"chance": [0.2, 0.125], "regime": ["dense", "sparse"]}
         method = {"spec": spec, "budget": budget}
-        return {"status": "done", "task": "gqa", "method": method, "documents": columns}
+        return {"status": "done", "task": "gqa", "method": method, "documents": documents}
 
     records = [record("vanilla", None, [1.0, 1.0], [1.0, 1.0]), record("random", 64, [0.0, 1.0], [0.5, 0.0])]
     table = evidence.table(evidence.questions(records), 64)

@@ -152,7 +152,7 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
                     "text": answer.text,
                     "score": float(scores[row]),
                     "kept": None if answer.kept is None else list(answer.kept),
-                    "ordered": hasattr(registry.available()[cell.method.name], "orders"),
+                    "ordered": hasattr(registry.available(answer_key=True)[cell.method.name], "orders"),
                     "took": None,
                 }
             found.append(question)
