@@ -11,7 +11,7 @@ from harness.costs import plan
 from methods import registry
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
-from methods.stepprune.fast import ChunkedLoop
+from methods.stepprune.fast import ChunkedLoop, FoldedLoop
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig
 
@@ -199,6 +199,37 @@ def test_chunked_loop_equals_the_eager_one(chunk):
     for memory in (first, second, first):
         eager, chunked = policy.decode(memory), loop(memory)
         assert torch.equal(eager.order, chunked.order) and torch.equal(eager.count, chunked.count)
+
+
+def trained_like(config: PolicyConfig) -> Policy:
+    """Norms with weights of their own, so that folding them matters."""
+    policy = Policy(config).eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return policy
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("pointer", "layers"), [("projection", 1), ("projection", 2), ("attention", 2)])
+@torch.no_grad()
+def test_folded_loop_chooses_what_the_plain_one_does(batch, padded, pointer, layers):
+    """Else a CPU run keeps other tokens than the same run on a GPU."""
+    torch.manual_seed(0)
+    policy = trained_like(
+        PolicyConfig(16, 12, heads=4, max_steps=25, pointer=pointer, decoder_layers=layers, min_tokens=2)
+    )
+    loop = FoldedLoop(policy)
+    lengths = set()
+    for bias in (-50.0, 0.0, 1.0, 50.0):  # from never to at once
+        policy.stop_bias.fill_(bias)
+        valid = torch.arange(30) < torch.tensor([30, 11, 20][:batch])[:, None] if padded else None
+        memory = policy.remember(torch.randn(batch, 30, 16), torch.randn(batch, 4, 12), valid)
+        plain, fast = policy.decode(memory), loop(memory)
+        assert torch.equal(plain.order, fast.order) and torch.equal(plain.count, fast.count)
+        lengths |= set(plain.count.tolist())
+    assert min(lengths) == 2 and max(lengths) > 10, "both stopping and going on were compared"
 
 
 @pytest.mark.gpu
