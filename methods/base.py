@@ -164,11 +164,14 @@ class Pruner:
 
     def check_budget(self, visual_tokens: int) -> None:
         """Raises UserError unless the budget is 1 to all of an image's `visual_tokens`."""
+        # a run asks the unpruned model about budgets that no method can have: its name would mislead
+        who = "" if self.name == "vanilla" else f"{self.name}: "
         if isinstance(self.budget, float) and not 0 < self.budget < 1:
-            raise UserError(f"budget {self.budget} is a fraction and must lie between 0 and 1")
+            raise UserError(f"{who}budget {self.budget} is a fraction and must lie between 0 and 1")
         if not 1 <= self._rounded(visual_tokens) <= visual_tokens:
             raise UserError(
-                f"budget {self.budget} must leave 1 to {visual_tokens} visual tokens, all that an image has"
+                f"{who}budget {self.budget} must leave 1 to {visual_tokens} visual tokens, all that an image "
+                "has"
             )
 
     def _rounded(self, visual_tokens: int) -> int:
