@@ -112,7 +112,8 @@ def test_a_file_gives_back_what_was_rounded_before_calibration(tmp_path):
     for name, value in policy.state_dict().items():
         assert loaded[name].dtype == torch.float32 and torch.equal(loaded[name], value), name
     files = list(checkpoints.SHIPPED.glob("*/*.safetensors"))
-    assert len(files) >= 6 and sum(f.stat().st_size for f in files) <= 30e6
+    assert {f.parent.name for f in files} == {"pocket-llava", "pocket-qwen"}
+    assert sum(f.stat().st_size for f in files) <= 12e6, "the shipped policies make the repository heavy"
 
 
 def test_biases_between_calibrated_means():
@@ -179,7 +180,10 @@ def test_a_run_of_all_methods_leaves_it_out_and_naming_it_is_an_error(tiny_check
 
     everything = session(("all",))
     assert "stepprune" not in {m.name for m in everything.methods} and len(everything.methods) > 5
-    assert [line.partition(":")[0] for line in everything.unavailable] == ["stepprune at 12"]
+    assert [line.partition(":")[0] for line in everything.unavailable] == [
+        "cdpruner at 12",
+        "stepprune at 12",
+    ]
     with pytest.raises(UserError, match="no checkpoint for tiny-llava"):
         session(("stepprune", "random"))
     path = write(tmp_path / "p.safetensors").path
