@@ -15,12 +15,13 @@ _SEPARATOR = re.compile(r"[\\/]")
 
 
 def markdown(rows: Sequence[Mapping[str, object]], left: int = 1) -> str:
-    """A Markdown table. rows: one mapping per row, all with the same keys, which are the heads; the first
-    `left` columns are aligned to the left, the others to the right. What a cell holds is text: `escaped`."""
+    """A Markdown table. rows: one mapping per row; the keys of all are the heads, and what a row lacks is
+    MISSING. The first `left` columns are aligned to the left, the others to the right. What a cell holds is
+    text: `escaped`."""
     from tabulate import tabulate
 
-    heads = list(rows[0])
-    body = [[escaped(row[head]) for head in heads] for row in rows]
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    body = [[escaped(row.get(head, MISSING)) for head in heads] for row in rows]
     align = ["left" if place < left else "right" for place in range(len(heads))]
     return tabulate(
         body, [escaped(h) for h in heads], tablefmt="github", disable_numparse=True, colalign=align
