@@ -149,8 +149,10 @@ def test_bad_checkpoints(backbone, tmp_path, break_it, words):
     path = tmp_path / "p.safetensors"
     write(path)
     break_it(path)
-    pruner = registry.build(f"stepprune:checkpoint={path}", budget=12)
-    with pytest.raises(UserError, match=words), pruner(backbone.model):
+    with (
+        pytest.raises(UserError, match=words),
+        registry.build(f"stepprune:checkpoint={path}", budget=12)(backbone.model),
+    ):
         pass
 
 
