@@ -110,7 +110,7 @@ def from_config_file(path: Path) -> Shape:
 def of_config(config, name: str, text_before_image: int = TEXT_BEFORE_IMAGE) -> Shape:
     """The shape of a model with a Hugging Face configuration whose images have one size."""
     body = json.loads(json.dumps(config.to_dict(), default=str))
-    if families.of_type(config.model_type).any_size:
+    if "image_size" not in body["vision_config"]:
         raise UserError(f"{name}: a {config.model_type} takes images of any size; use a shape that names one")
     side = body["vision_config"]["image_size"]
     return Shape(name, name, (), (side, side), text_before_image, body)

@@ -22,12 +22,12 @@ Exit code: 0 all agrees, 1 a check failed, 2 bad input.
 """
 BUNDLE = """\
 examples:
-  python -m harness bundle results/runs/pocket-llava                      to results/runs/pocket-llava-bundle
-  python -m harness bundle results/runs/llava-1.5-7b-paper --out my-7b    then: python -m harness check my-7b
+  python -m harness bundle results/runs/pocket-llava     to results/runs/pocket-llava-bundle
+  python -m harness bundle results/runs/my-run --out mine && python -m harness check mine
 """
 SUITE = """\
 examples:
-  python -m harness suite                                  from what is committed in results/pocket-llava
+  python -m harness suite                                  from the committed results/pocket-llava
   python -m harness suite results/runs/pocket-llava BLIND  from runs of yours
 
 Exit code: 0 every point holds, 1 one does not or cannot be told, 2 bad input.

@@ -155,7 +155,7 @@ def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str,
     asked = {}
     if getattr(pruner, "reads_question", False):
         asked["questions"] = [question.text for question in questions]
-    if pruner.answer_key:
+    if getattr(pruner, "answer_key", False):
         pruner.hints = [question.hint for question in questions]
     with pruner(model, **asked) as trace:
         ids = model.generate(**inputs, **arguments)

@@ -185,7 +185,7 @@ def test_what_the_paper_suite_brings():
     assert config.load.revision == "abc" and str(config.out) == "results/runs/qwen2.5-vl-7b-paper"
     config = options("--backbone", "llava-1.5-13b", "--tasks", "paper")
     assert (
-        config.load.llava_inputs == "original" and config.token_cap is None and config.load.min_pixels is None
+        config.load.llava_inputs == "original" and config.token_cap == 128 and config.load.min_pixels is None
     )
     limits = {b.name: config.limit_of(b) for b in config.benchmarks}
     assert limits.pop("vqav2") == 10_000 and set(limits.values()) == {None}
@@ -219,9 +219,9 @@ def test_reasons_against_comparison():
 
 
 def test_records_agree_with_themselves(llava, hub_checkpoints, monkeypatch):
-    from harness.check import folder
+    from harness.check import expected, folder
 
-    monkeypatch.setattr(folder, "CHECKPOINTS", hub_checkpoints["llava"].parent)
+    monkeypatch.setattr(expected, "CHECKPOINTS", hub_checkpoints["llava"].parent)
     failed = [f for f in folder.integrity(folder.read(llava)) if f.status == "FAIL"]
     assert not failed
     assert all(math.isfinite(r["metrics"]["score"]) for r in cells(llava).values())
