@@ -86,8 +86,9 @@ def in_a_measurement(folder: Path, dice: random.Random, duration: float) -> None
 
 
 def interrupt(folder: Path, dice: random.Random, duration: float) -> None:
-    """Ctrl-C after a random part of a run's duration."""
-    moment = dice.uniform(0, 0.9 * duration)
+    """Ctrl-C after a random part of a run's duration; of its first half, since the machine may have been
+    busier when the duration was taken."""
+    moment = dice.uniform(0.1 * duration, 0.5 * duration)
 
     def wait() -> None:
         time.sleep(moment)
