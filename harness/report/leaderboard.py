@@ -42,6 +42,7 @@ def publish(session: Session, outcome) -> str:
     if outcome.kept:
         table["other_code"] = [", ".join(outcome.kept.get(_address(row), ())) for _, row in table.iterrows()]
     lines = caption(config, outcome, table, text_tokens)
+    lines += [f"Not available here: {line}." for line in session.unavailable]
     write(table, config, lines, config.out)
     if where := evidence.render(outcome.cells, config.budgets):
         atomic.replace(config.out / "evidence.md", where.encode())
