@@ -41,8 +41,8 @@ def run(
     names = () if own is None else (own.stem,)
     known = committed(results)
     runs = {path.resolve(): folder.read(path) for path in folders or known}
-    if baseline is not None:
-        runs.setdefault(baseline.resolve(), folder.read(baseline))
+    if baseline is not None and baseline.resolve() not in runs:
+        runs[baseline.resolve()] = folder.read(baseline, whole=True)
     sections: list[tuple[str, list]] = []
     if not folders or own is not None:
         found = registry.findings(tables)
@@ -106,7 +106,7 @@ def _baseline_of(one, known: Sequence[Path], runs: dict) -> Path | None:
             if bundle.backbone_of(path) not in (None, Path(one.backbone).name):
                 continue
             try:
-                runs[path.resolve()] = folder.read(path)
+                runs[path.resolve()] = folder.read(path, whole=True)
             except UserError as error:
                 raise UserError(f"the committed baseline is broken: {error}") from error
         other = runs[path.resolve()]

@@ -33,9 +33,10 @@ _SHARED = (
 )
 
 
-def read(folder: Path) -> Run:
-    """The run or bundle in `folder`. UserError if it is none, or holds records of unknown tasks."""
-    run = bundle.read(folder)
+def read(folder: Path, whole: bool = False) -> Run:
+    """The run or bundle in `folder`. UserError if it is none, or holds records of unknown tasks; whole: also
+    if a record or a journal is damaged."""
+    run = bundle.read(folder, whole)
     for task, _, _ in run.cells:
         if task not in BENCHMARKS:
             raise UserError(f"{folder} holds a record of an unknown task {task!r}")
@@ -47,6 +48,9 @@ def integrity(run: Run) -> Iterator[Finding]:
     for name, problem in bundle.changed_files(run):
         where = f"{run.folder.name}/{name}"
         yield Finding("FAIL", where, "file", problem, "as bundled", "", run.folder / name)
+    for path, problem in run.damaged:
+        where = f"{run.folder.name}/{path.relative_to(run.folder)}"
+        yield Finding("FAIL", where, "contents", problem, "as written", "left out of all below", path)
     yield from _shared(run)
     yield from _complete(run)
     for address, record in run.cells.items():

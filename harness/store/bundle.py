@@ -12,12 +12,13 @@ A bundle holds what a run folder holds, in few files:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Run:
         questions: by task and row number: "document" as its data set has it, but for the image; "image", its
             identity; "group", the key of the documents that are scored together with it.
         header: of a bundle; None for a run folder.
+        damaged: (file, what is wrong) of records and journals that are left out.
 
     Every record carries its file under the key "path".
     """
@@ -70,6 +72,7 @@ class Run:
     answers: Mapping[Address, Sequence[Answer]] = field(default_factory=dict)
     questions: Mapping[str, Mapping[int, dict]] = field(default_factory=dict)
     header: Mapping | None = None
+    damaged: Sequence[tuple[Path, str]] = ()
 
     @property
     def backbone(self) -> str:
@@ -94,29 +97,53 @@ def backbone_of(folder: Path) -> str | None:
         return None
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path, whole: bool = True) -> Run:
     """The run in `folder`, a run folder or a bundle.
 
-    Raises UserError, one line, if it is neither, and for any file in it that is not what it should be.
+    whole: False leaves records and journals out that are not what they should be (`Run.damaged`).
+    Raises UserError, one line, if it is neither, and for any other file in it that is not what it should be.
     """
+    damage = _Damage(whole)
     if (folder / RECORDS).is_file():
-        return _read_bundle(folder)
+        return _read_bundle(folder, damage)
     if not (folder / "cells").is_dir():
         raise UserError(
             f"{folder} is no run folder and no bundle: it has neither cells/ nor {RECORDS}; name one that "
             "run_all.py (--out) or `harness bundle` wrote"
         )
-    found = [
-        {**records.read(path, kind), "path": path}
-        for kind, pattern in (("cell", "cells/*/*.json"), ("efficiency", "efficiency/*.json"))
-        for path in sorted(folder.glob(pattern))
-    ]
-    run = _gathered(folder, found)
-    answers = {a: given for a, r in run.cells.items() if (given := _journalled(folder, r)) is not None}
-    return Run(folder, run.cells, run.efficiency, run.repeated, answers, read_questions(folder))
+    found: list[dict] = []
+    for kind, pattern in (("cell", "cells/*/*.json"), ("efficiency", "efficiency/*.json")):
+        for path in sorted(folder.glob(pattern)):
+            with damage.noted(path):
+                found.append({**records.read(path, kind), "path": path})
+    run = _gathered(folder, found, damage)
+    answers: dict[Address, list[Answer]] = {}
+    for address, record in run.cells.items():
+        if (path := _journal_of(folder, record)) is not None:
+            with damage.noted(path):
+                if (given := _journalled(path, record)) is not None:
+                    answers[address] = given
+    return replace(run, answers=answers, questions=read_questions(folder), damaged=tuple(damage.found))
 
 
-def _gathered(folder: Path, found: Sequence[dict], **rest) -> Run:
+class _Damage:
+    """Collects what is wrong with single files; the first ends the reading if all must be whole."""
+
+    def __init__(self, whole: bool):
+        self._whole, self.found = whole, []
+
+    @contextlib.contextmanager
+    def noted(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            if self._whole:
+                raise
+            reason = error.reason if isinstance(error, records.Damaged) else str(error)
+            self.found.append((path, reason.removeprefix(f"{path} ")))
+
+
+def _gathered(folder: Path, found: Sequence[dict], damage: _Damage) -> Run:
     cells: dict[Address, dict] = {}
     costs: dict[tuple, dict] = {}
     repeated = set()
@@ -129,23 +156,29 @@ def _gathered(folder: Path, found: Sequence[dict], **rest) -> Run:
         if other is None or other["written"] < record["written"]:
             table[address] = record
     if not cells:
+        if damage.found:
+            path, problem = damage.found[0]
+            raise UserError(f"{folder} holds no cell record that is whole: {path} {problem}")
         raise UserError(f"{folder} holds no cell records (cells/TASK/*.json)")
-    return Run(folder, cells, costs, frozenset(repeated), **rest)
+    return Run(folder, cells, costs, frozenset(repeated))
 
 
 # ---- answers of a run folder
 
 
-def _journalled(folder: Path, record: Mapping) -> list[Answer] | None:
-    """The answers behind a cell's record, in the order of its documents; None if they are not all there.
-    Lines of schema version 1 say of no cell that they are its answers, so those do not count."""
+def _journal_of(folder: Path, record: Mapping) -> Path | None:
+    """The file of the answers behind a cell's record, if it is there. Lines of schema version 1 say of no
+    cell that they are its answers, so those do not count."""
     if record["status"] != "done" or not record.get("identity"):
         return None
     slug = record["path"].stem.rpartition("_")[0]
     key = records.digest(record["identity"].get("answers"))
     path = folder / "journal" / record["task"] / f"{slug}_{key}.jsonl"
-    if not path.exists():
-        return None
+    return path if path.exists() else None
+
+
+def _journalled(path: Path, record: Mapping) -> list[Answer] | None:
+    """The answers behind a cell's record, in the order of its documents; None if they are not all there."""
     by_row = {a.row: a for a in Journal(path).answers.values()}
     rows = record["documents"]["row"]
     return [by_row[row] for row in rows] if all(row in by_row for row in rows) else None
@@ -334,36 +367,44 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read_bundle(folder: Path) -> Run:
+def _read_bundle(folder: Path, damage: _Damage) -> Run:
     path = folder / RECORDS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
-    header, *light = [_parsed(path, number, line) for number, line in enumerate(lines, 1)] or [{}]
+    header = _parsed(path, 1, lines[0]) if lines else {}
     _check_header(path, header)
     columns = {row["key"]: row for row in _answers_file(folder)}
     found = []
-    for number, record in enumerate(light, 2):
-        try:
-            record = _whole(record, header.get("shared", []))
-        except (IndexError, TypeError) as error:
-            raise UserError(f"{path} line {number} names a shared part that the header lacks") from error
-        kind = record.get("kind")
-        if kind not in ("cell", "efficiency"):
-            raise UserError(f"{path} line {number} is of kind {kind!r}, neither cell nor efficiency")
-        if kind == "cell":
-            record = _together(record, columns.get(record.get("key"), {}))
-        if problem := records.problem_with(record, kind):
-            raise UserError(f"{path} line {number} {problem}; restore the bundle")
-        found.append({**record, "path": path})
-    run = _gathered(folder, found)
-    answers = {
-        address: given
-        for address, record in run.cells.items()
-        if (given := _bundled(folder, columns.get(record.get("key")))) is not None
-    }
-    return Run(folder, run.cells, run.efficiency, run.repeated, answers, read_questions(folder), header)
+    for number, line in enumerate(lines[1:], 2):
+        with damage.noted(path):
+            found.append({**_record(path, number, line, header, columns), "path": path})
+    run = _gathered(folder, found, damage)
+    answers: dict[Address, list[Answer]] = {}
+    for address, record in run.cells.items():
+        with damage.noted(folder / ANSWERS):
+            if (given := _bundled(folder, columns.get(record.get("key")))) is not None:
+                answers[address] = given
+    questions = read_questions(folder)
+    return replace(run, answers=answers, questions=questions, header=header, damaged=tuple(damage.found))
+
+
+def _record(path: Path, number: int, line: str, header: Mapping, columns: Mapping[str, Mapping]) -> dict:
+    """The record that a line of a bundle holds. Raises UserError if it holds none that is whole."""
+    record = _parsed(path, number, line)
+    try:
+        record = _whole(record, header.get("shared", []))
+    except (IndexError, TypeError) as error:
+        raise UserError(f"{path} line {number} names a shared part that the header lacks") from error
+    kind = record.get("kind")
+    if kind not in ("cell", "efficiency"):
+        raise UserError(f"{path} line {number} is of kind {kind!r}, neither cell nor efficiency")
+    if kind == "cell":
+        record = _together(record, columns.get(record.get("key"), {}))
+    if problem := records.problem_with(record, kind):
+        raise UserError(f"{path} line {number} {problem}; restore the bundle")
+    return record
 
 
 def _parsed(path: Path, number: int, line: str) -> dict:

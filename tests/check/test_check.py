@@ -11,7 +11,7 @@ from made_up_run import DOCUMENTS, LAYERS, cell, cost, hits, of, run_of, save, w
 from harness import check, published
 from harness.check import against, expected, findings, folder
 from harness.cli import app
-from harness.store import records
+from harness.store import bundle, records
 from methods.errors import UserError
 
 
@@ -243,6 +243,26 @@ def test_bad_folders_and_files_are_one_line_and_exit_code_2(tmp_path, capsys):
     path.write_text(whole, encoding="utf-8")
     (root / "leaderboard.csv").write_text("block,method,budget,gqa\n16,fastv,16,high\n", encoding="utf-8")
     assert "leaderboard.csv" in refused(root)
+
+
+def test_every_damaged_record_is_named_and_the_rest_is_checked(tmp_path, capsys):
+    """A run of four cells, two of them damaged, one with a wrong score under a checksum that fits."""
+    wrong = cell("gqa", "fastv", 16, hits(180))
+    wrong["metrics"]["score"] -= 3
+    made = [cell("gqa", "random", 16, hits(100)), cell("vqav2", "random", 16, hits(90)), wrong]
+    root = save(tmp_path / "run", *made, cell("gqa", "vanilla", None, hits(200)))
+    edited, cut = sorted(root.glob("cells/*/random_16_*.json"))
+    edited.write_text(edited.read_text().replace('"seed": 0', '"seed": 3'))
+    cut.write_text(cut.read_text()[:500])
+    assert app.main(["check", str(root)]) == 1
+    said = {
+        line.split("|")[2].strip(): line for line in capsys.readouterr().out.splitlines() if "FAIL " in line
+    }
+    assert "its checksum does not fit" in " ".join(said[f"run/cells/gqa/{edited.name}"].split())
+    assert "is truncated or no JSON" in said[f"run/cells/vqav2/{cut.name}"]
+    assert "score" in said["run: gqa, fastv at 16"]
+    with pytest.raises(UserError, match=re.escape(edited.name)):
+        bundle.read(root)
 
 
 def test_a_broken_baseline_is_named(tmp_path):
