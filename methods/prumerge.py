@@ -64,11 +64,11 @@ class PruMerge(Pruner):
         scores = cls_scores(image[Signal("cls_query", LAYER)], keys)
         chosen = self.choose(scores)
         rest = complement(chosen, len(scores))
-        tokens = merge(image.features, keys[1:], scores, chosen, rest)
+        tokens, merged = merge(image.features, keys[1:], scores, chosen, rest)
         if len(tokens) < len(scores):
             tokens = torch.cat([tokens, extra_token(image.features, scores, rest)])
         extra = chosen.new_full((len(tokens) - len(chosen),), -1)
-        return Selection(torch.cat([chosen, extra]), tokens)
+        return Selection(torch.cat([chosen, extra]), tokens, merged=merged)
 
     def _select_by_attention_received(self, image: ImageView) -> Selection:
         scores = image[RECEIVED]
@@ -76,13 +76,15 @@ class PruMerge(Pruner):
             return Selection(torch.arange(len(scores), device=scores.device))
         kept = self.choose(scores)
         rest = complement(kept, len(scores))
-        tokens, places = merge(image.features, image[RECEIVED_KEYS], scores, kept, rest), kept
+        tokens, merged = merge(image.features, image[RECEIVED_KEYS], scores, kept, rest)
+        places = kept
         if len(tokens) < len(scores):
             tokens = torch.cat([tokens, extra_token(image.features, scores, rest)])
             places = torch.cat([kept, rest[scores[rest].argmax()][None]])
             kept = torch.cat([kept, kept.new_tensor([-1])])
         order = places.argsort(stable=True)
-        return Selection(kept[order], tokens[order], places=places[order])
+        merged = torch.where(merged < 0, -1, order.argsort()[merged])
+        return Selection(kept[order], tokens[order], places=places[order], merged=merged)
 
     def choose(self, scores: Tensor) -> Tensor:
         """The selected patches, int64 [n], in the language model's order. scores: float32 [N]."""
@@ -194,9 +196,13 @@ def complement(chosen: Tensor, total: int) -> Tensor:
     return free.argsort(stable=True)[len(chosen) :]
 
 
-def merge(features: Tensor, keys: Tensor, scores: Tensor, chosen: Tensor, rest: Tensor) -> Tensor:
+def merge(
+    features: Tensor, keys: Tensor, scores: Tensor, chosen: Tensor, rest: Tensor
+) -> tuple[Tensor, Tensor]:
     """New values [n, d] of the n chosen patches: each its own, plus the sum of score times value over its 32
-    nearest among all others (cosine of keys).
+    nearest among all others (cosine of keys). And int64 [N], for each patch of the rest the place of the
+    chosen one most like it among those that took it in (by the same weight), n (the extra token) if none did;
+    -1 for the chosen.
 
     features, keys: [N, d]. scores: float32 [N]. chosen [n], rest [N - n]: int64.
     """
@@ -206,7 +212,11 @@ def merge(features: Tensor, keys: Tensor, scores: Tensor, chosen: Tensor, rest: 
     likeness.fill_diagonal_(-torch.inf)  # itself
     nearest = likeness.topk(min(NEIGHBOURS, len(others) - 1)).indices
     weights = torch.zeros_like(likeness).scatter_(1, nearest, scores[others][nearest])
-    return features[chosen] + (weights @ features[others].float()).to(features.dtype)
+    tokens = features[chosen] + (weights @ features[others].float()).to(features.dtype)
+    taken = torch.full_like(likeness, -torch.inf).scatter_(1, nearest, likeness.gather(1, nearest))
+    none = likeness.new_full((1, len(others)), -torch.finfo(likeness.dtype).max)
+    holder = torch.cat([taken, none]).argmax(0)[len(chosen) :]
+    return tokens, torch.full_like(others, -1).index_put((rest,), holder)
 
 
 def extra_token(features: Tensor, scores: Tensor, rest: Tensor) -> Tensor:

@@ -143,15 +143,17 @@ def sparsify(cut: int, sample: StageView) -> Selection:
     if not clusters:
         return Selection(chosen)
     hidden = sample.hidden
-    merged, centres = cluster_means(hidden[pool].float(), clusters)
+    means, centres, cluster = cluster_means(hidden[pool].float(), clusters)
     made = -(1000 * cut + torch.arange(clusters, device=chosen.device))
-    tokens = torch.cat([hidden[chosen], merged.to(hidden.dtype)])
-    return Selection(torch.cat([chosen, made]), tokens, places=torch.cat([chosen, pool[centres]]))
+    tokens = torch.cat([hidden[chosen], means.to(hidden.dtype)])
+    merged = torch.full_like(order, -1).index_put((pool,), keep + cluster)
+    places = torch.cat([chosen, pool[centres]])
+    return Selection(torch.cat([chosen, made]), tokens, places=places, merged=merged)
 
 
-def cluster_means(tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Recycle m tokens [m, D] as the means of n clusters [n, D], by falling density peak (section 3.3), and
-    which token is the centre of each, int64 [n].
+def cluster_means(tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Recycle m tokens [m, D] as the means of n clusters [n, D], by falling density peak (section 3.3), which
+    token is the centre of each, int64 [n], and the cluster of each token, int64 [m].
 
     DPC-KNN of TCFormer: a token's density falls with its distance to its n nearest (itself one of them); its
     peak is density times distance to the nearest token of higher density. The n highest peaks are centres,
@@ -168,4 +170,4 @@ def cluster_means(tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
     cluster[centres] = torch.arange(n, device=tokens.device)
     sums = tokens.new_zeros(n, width).index_add_(0, cluster, tokens)
     sizes = tokens.new_zeros(n).index_add_(0, cluster, tokens.new_ones(m))
-    return sums / (sizes[:, None] + 1e-6), centres
+    return sums / (sizes[:, None] + 1e-6), centres, cluster

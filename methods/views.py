@@ -158,12 +158,16 @@ class Selection:
         projected: `tokens` are in the language model's space already, [n, D]; the projector is not applied.
         places: int64 [n], the offered token whose rotary position each takes where positions are kept; None:
             its own, for a made token that of the n-th offered one.
+        merged: int64 [V], for each token that was offered and is not in `kept`: which of the n (its place in
+            `kept`) took it in, or most of it; -1 for those that nothing took in, and for those in `kept`.
+            None: a method that merges nothing. Changes no answer: it says what stands in `tokens`.
     """
 
     kept: Tensor
     tokens: Tensor | None = None
     projected: bool = False
     places: Tensor | None = None
+    merged: Tensor | None = None
 
 
 @dataclass(frozen=True)

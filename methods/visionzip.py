@@ -89,24 +89,28 @@ class VisionZip(Pruner):
         dominant, contextual = self.split(image.features.shape[0])
         chosen, rest = dominant_patches(image.cls_attention(LAYER), dominant - 1)
         cls, parts = chosen.new_tensor([-1]), [image.hidden[:1], image.features[chosen]]
+        merged = torch.full_like(image.features[:, 0], -1, dtype=torch.long)
         kept = [cls, chosen]
         if contextual:
             keys = image[Signal("keys", LAYER)][1:].unflatten(-1, (image.heads, -1)).mean(1)
-            targets, merged = merge(image.features[rest], keys[rest], contextual)
+            targets, values, joined = merge(image.features[rest], keys[rest], contextual)
             kept.append(rest[targets])
-            parts.append(merged)
-        return Selection(torch.cat(kept), torch.cat(parts))
+            parts.append(values)
+            merged = merged.index_put((rest,), torch.where(joined < 0, -1, joined + dominant))
+        return Selection(torch.cat(kept), torch.cat(parts), merged=merged)
 
     def _select_by_attention_received(self, image: ImageView) -> Selection:
         dominant, contextual = self.split(len(image.features), has_cls=False)
         kept, rest = highest(image[RECEIVED], dominant)
-        tokens = image.features[kept]
+        tokens, merged = image.features[kept], torch.full_like(image[RECEIVED], -1, dtype=torch.long)
         if contextual:
             keys = image[RECEIVED_KEYS].unflatten(-1, (image.heads, -1)).mean(1)
-            targets, merged = merge(image.features[rest], keys[rest], contextual)
+            targets, values, joined = merge(image.features[rest], keys[rest], contextual)
             kept, order = torch.cat([kept, rest[targets]]).sort()
-            tokens = torch.cat([tokens, merged])[order]
-        return Selection(kept, tokens)
+            tokens = torch.cat([tokens, values])[order]
+            place = order.argsort()[dominant:]  # of each contextual token
+            merged = merged.index_put((rest,), torch.where(joined < 0, -1, place[joined]))
+        return Selection(kept, tokens, merged=merged)
 
 
 def dominant_patches(attention: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -125,8 +129,9 @@ def highest(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return order[:n], order[n:]
 
 
-def merge(features: Tensor, keys: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Merge m leftover tokens into n: indices of the n targets, and their new values [n, d].
+def merge(features: Tensor, keys: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge m leftover tokens into n: indices of the n targets, their new values [n, d], and which of the n
+    each of the m joined, int64 [m] (-1: a target).
 
     Targets stand at every floor(m / n)-th place; every other token joins the target with the most similar key
     (cosine). A target's new value is its own plus the mean of those that joined it.
@@ -142,4 +147,5 @@ def merge(features: Tensor, keys: Tensor, n: int) -> tuple[Tensor, Tensor]:
     nearest = (keys[others] @ keys[targets].T).argmax(1)
     joined = features.new_zeros(len(targets), features.shape[1]).index_add_(0, nearest, features[others])
     count = features.new_zeros(len(targets)).index_add_(0, nearest, features.new_ones(len(others)))
-    return targets, features[targets] + joined / count.clamp(min=1)[:, None]
+    where = torch.full_like(keys[:, 0], -1, dtype=torch.long).index_put((others,), nearest)
+    return targets, features[targets] + joined / count.clamp(min=1)[:, None], where

@@ -30,7 +30,7 @@ from backbones.engine import questions
 from backbones.engine.before_llm import ImageSide
 from backbones.engine.inside_llm import LayerSide, PromptState
 from backbones.engine.selection_check import check_budget
-from backbones.engine.trace import Trace
+from backbones.engine.trace import Cut, Trace
 from backbones.engine.wrappers import uncompiled, unwrapped
 from backbones.families import adapter_for
 from backbones.families.family import Grid, Images
@@ -282,7 +282,7 @@ class Engine:
         self._seen = None  # of this prompt alone
         if self._waits:
             rows, tokens = self._ask(rows, embeds)
-        targets, places, kept = [], [], []
+        targets, places, kept, cuts = [], [], [], []
         empty = torch.empty(0, dtype=torch.long, device=embeds.device)
         for row, own_sizes in zip(rows, sizes):
             starts = list(itertools.accumulate(own_sizes, initial=0))
@@ -290,12 +290,13 @@ class Engine:
             targets.append(torch.cat([empty, *(f + start for f, start in zip(filled, starts))]))
             places.append(torch.cat([empty, *(seen.places + start for seen, start in zip(row, starts))]))
             kept.append(torch.cat([empty, *(seen.answer.kept for seen in row)]))
+            cuts.append(_of_sample([seen.answer for seen in row], own_sizes))
         move, after = cut(layout, targets, targets, places, kept)
         embeds = gather(embeds, move.source)
         for b, row in enumerate(tokens or []):
             if row:
                 embeds[b, after.columns[b]] = torch.cat(row).to(embeds.dtype)
-        self._note(after)
+        self._note(after, cuts)
         self._shortened = True
         positions, following = self._positions(kwargs.get("position_ids"), rows, after, move)
         self._prompt = PromptState(after, sizes, following)
@@ -413,11 +414,29 @@ class Engine:
         if i == len(self.adapter.layers) - 1:
             check_budget(self.pruner, self._prompt.sizes, layout.visual)
         if cut_here:
-            self._note(layout)
+            self._note(layout, self.stages.cuts)
 
-    def _note(self, after: Layout) -> None:
+    def _note(self, after: Layout, cuts: Sequence[Cut]) -> None:
         for noted, kept in zip(self.trace.kept, after.kept):
             noted.append(kept)
+        for noted, cut_ in zip(self.trace.cuts, cuts):
+            noted.append(cut_)
+
+
+def _of_sample(answers: Sequence[Selection], sizes: Sequence[int]) -> Cut:
+    """The answers about a sample's images, of so many tokens each, as one cut of the sample."""
+    if len(answers) == 1:
+        return Cut(answers[0].kept, answers[0].merged, sizes[0])
+    kept, merged, start, place = [], [], 0, 0
+    for answer, n in zip(answers, sizes):
+        kept.append(torch.where(answer.kept < 0, answer.kept, answer.kept + start))
+        own = answer.kept.new_full((n,), -1)
+        if answer.merged is not None:
+            own[: len(answer.merged)] = torch.where(answer.merged < 0, -1, answer.merged + place)
+        merged.append(own)
+        start, place = start + n, place + len(answer.kept)
+    empty = torch.empty(0, dtype=torch.long)
+    return Cut(torch.cat(kept) if kept else empty, torch.cat(merged) if merged else None, start)
 
 
 def _refuse_labels(module, args, kwargs) -> None:

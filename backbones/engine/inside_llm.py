@@ -12,6 +12,7 @@ from transformers.masking_utils import create_causal_mask
 
 from backbones.attention_rows import attention_rows, layer_keys
 from backbones.engine.selection_check import Offer, check_selections
+from backbones.engine.trace import Cut
 from backbones.families.family import Adapter
 from backbones.layout import Layout, cut, gather
 from methods.base import PromptView, Pruner, Stage, StageView
@@ -65,6 +66,8 @@ class LayerSide:
         self.adapter, self.pruner = adapter, pruner
         self._known: dict[tuple[int, ...], list[Stage]] = {}  # by the sizes of a sample's images
         self.stages: list[Stage] = []
+        #: of the latest cut, by sample
+        self.cuts: list[Cut] = []
 
     def start(self, prompt: PromptState, embeds: Tensor) -> None:
         """A prefill begins. embeds: [B, W, D], input of the first layer."""
@@ -97,7 +100,7 @@ class LayerSide:
     def forget(self) -> None:
         """Drop all tensors."""
         self._prompt = self._previous = self._keys = None
-        self._after, self._rows = [], []
+        self._after, self._rows, self.cuts = [], [], []
 
     @property
     def layout(self) -> Layout:
@@ -151,7 +154,7 @@ class LayerSide:
         keys = self._previous_keys(number, kwargs) if self.stages[number].keys else None
         answers = [self._ask(number, b, hidden, attention, keys) for b in range(len(hidden))]
         self._check(answers, hidden)
-        targets, sources, places, kept = [], [], [], []
+        targets, sources, places, kept, self.cuts = [], [], [], [], []
         for answer, identity in zip(answers, before.kept):
             none = answer is None  # a sample without visual tokens
             own = identity[:0] if none else answer.kept
@@ -165,6 +168,7 @@ class LayerSide:
             given = None if none else answer.places
             places.append(torch.where(made, targets[-1], own) if given is None else given)
             kept.append(torch.where(made, own, identity[own.clamp(min=0)]))
+            self.cuts.append(Cut(own, None if none else answer.merged, len(identity)))
         move, after = cut(before, targets, sources, places, kept)
         hidden = gather(hidden, move.source)
         for b, answer in enumerate(answers):

@@ -56,8 +56,9 @@ def _by_its_looks(answer: object, offer: Offer) -> str:
     """What is wrong with the answer as far as the host can see; empty if nothing is."""
     if not isinstance(answer, Selection):
         return f"it returned {_called(answer)}; return a methods.base.Selection"
-    for name, value in (("kept", answer.kept), ("places", answer.places)):
-        if name == "places" and value is None:
+    for name in ("kept", "places", "merged"):
+        value = getattr(answer, name)
+        if name != "kept" and value is None:
             continue
         if problem := _no_index(value, offer.like.device):
             return f"Selection.{name} {problem}"
@@ -68,8 +69,11 @@ def _by_its_looks(answer: object, offer: Offer) -> str:
         return f"Selection.kept has {n} tokens of {offer.tokens} offered; there is room for {offer.places}"
     if answer.places is not None and len(answer.places) != n:
         return f"Selection.places has {len(answer.places)} entries for {n} tokens"
+    if answer.merged is not None and len(answer.merged) != offer.tokens:
+        return f"Selection.merged has {len(answer.merged)} entries for {offer.tokens} tokens offered"
     if answer.tokens is None:
-        return "Selection.projected is set, but there are no tokens" if answer.projected else ""
+        given = "projected" if answer.projected else "merged" if answer.merged is not None else None
+        return f"Selection.{given} is set, but there are no tokens" if given else ""
     return _no_values(answer.tokens, n, offer, offer.width if answer.projected else offer.like.shape[-1])
 
 
@@ -103,8 +107,8 @@ def _no_values(tokens: object, n: int, offer: Offer, width: int) -> str:
 
 @torch.no_grad()
 def _values(pairs: Sequence[tuple[Selection, Offer]]) -> list[list[int]]:
-    """[least of kept, most, smallest gap between two of them, least and most of places, tokens finite] of
-    each answer, by one transfer from the device."""
+    """[least of kept, most, smallest gap between two of them, least and most of places, least and most of
+    merged, most of merged among the kept, tokens finite] of each answer, by one transfer from the device."""
     groups: dict[int, list[int]] = {}
     for i, (answer, _) in enumerate(pairs):
         groups.setdefault(len(answer.kept), []).append(i)
@@ -113,7 +117,9 @@ def _values(pairs: Sequence[tuple[Selection, Offer]]) -> list[list[int]]:
         kept = torch.stack([pairs[i][0].kept for i in members]).sort(dim=1).values
         gap = (kept[:, 1:] - kept[:, :-1]).amin(1) if n > 1 else torch.ones_like(kept[:, 0])
         places = torch.stack([_places(pairs[i][0]) for i in members])
-        rows.append(torch.stack([kept[:, 0], kept[:, -1], gap, places.amin(1), places.amax(1)], 1))
+        merged = torch.stack([_merged(pairs[i][0]) for i in members])
+        own = [kept[:, 0], kept[:, -1], gap, places.amin(1), places.amax(1)]
+        rows.append(torch.cat([torch.stack(own, 1), merged], 1))
     order = [i for members in groups.values() for i in members]
     finite = [_finite(pairs[i][0]) for i in order]
     table = torch.cat([torch.cat(rows), torch.stack(finite)[:, None]], 1).tolist()
@@ -124,6 +130,15 @@ def _places(answer: Selection) -> Tensor:
     return torch.zeros_like(answer.kept) if answer.places is None else answer.places
 
 
+def _merged(answer: Selection) -> Tensor:
+    """int64 [3]: least and most of `merged`, and most of it among the tokens that were kept."""
+    if answer.merged is None:
+        return answer.kept.new_full((3,), -1)
+    kept = answer.kept.clamp(0, len(answer.merged) - 1)  # a token out of range is refused for itself
+    own = torch.where(answer.kept < 0, -1, answer.merged[kept]).amax()
+    return torch.stack([*torch.aminmax(answer.merged), own])
+
+
 def _finite(answer: Selection) -> Tensor:
     """int64 scalar, 1 if all given tokens are finite."""
     if answer.tokens is None or not answer.tokens.numel():
@@ -132,8 +147,9 @@ def _finite(answer: Selection) -> Tensor:
 
 
 def _by_its_values(
-    answer: Selection, offer: Offer, least: int, most: int, gap: int, first: int, last: int, finite: int
-) -> str:
+    answer: Selection, offer: Offer, least: int, most: int, gap: int, first: int, last: int,
+    lowest: int, highest: int, own: int, finite: int,
+) -> str:  # fmt: skip
     if most >= offer.tokens:
         return f"Selection.kept names token {most}; {offer.tokens} were offered, counted from 0"
     if answer.tokens is None and least < 0:
@@ -143,6 +159,11 @@ def _by_its_values(
     if first < 0 or last >= offer.tokens:
         wrong = first if first < 0 else last
         return f"Selection.places names token {wrong}; {offer.tokens} were offered, counted from 0"
+    if lowest < -1 or highest >= len(answer.kept):
+        wrong = lowest if lowest < -1 else highest
+        return f"Selection.merged names place {wrong}; {len(answer.kept)} tokens are kept, counted from 0"
+    if own >= 0:
+        return "Selection.merged says of a token in Selection.kept that another one took it in; give it -1"
     return "" if finite else "Selection.tokens holds numbers that are not finite (NaN or infinite)"
 
 

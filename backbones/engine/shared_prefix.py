@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.engine.hooks import Engine
+from backbones.engine.trace import Cut
 from backbones.families import adapter_for
 from methods.base import Pruner
 
@@ -49,7 +50,7 @@ class Prefix:
         valid: bool [m, W], False at padding; None if there is none.
         next: int64 [m], position of the first token behind.
         visual_tokens: int64 [m, L], entering each layer.
-        kept: by row, what the method left (`Trace.kept`).
+        kept, cuts: by row, what the method left (`Trace.kept`, `Trace.cuts`).
     """
 
     cache: object
@@ -57,6 +58,7 @@ class Prefix:
     next: Tensor
     visual_tokens: Tensor
     kept: list[list[Tensor]]
+    cuts: list[list[Cut]]
 
 
 def can_share(model: nn.Module, pruner: Pruner) -> bool:
@@ -108,7 +110,8 @@ def read(model: nn.Module, pruner: Pruner, inputs: Mapping[str, Tensor]) -> Pref
     with torch.inference_mode(), engine as trace:
         out = model(**inputs, use_cache=True, logits_to_keep=1)
         layout, following = engine.behind
-        return Prefix(out.past_key_values, layout.valid, following, trace.visual_tokens, trace.kept)
+        left = trace.visual_tokens, trace.kept, trace.cuts
+        return Prefix(out.past_key_values, layout.valid, following, *left)
 
 
 def generate(

@@ -230,6 +230,10 @@ class Family:
         """MAC of the vision tower on one image of so many pixels, by formula, without the projector."""
         raise NotImplementedError
 
+    def tower_attention_macs(self, vision, height: int, width: int) -> int:
+        """Those of `tower_macs` that are products of queries, keys and values."""
+        raise NotImplementedError
+
     def projector_macs(self, config, tokens: int) -> int:
         """MAC of the projector (or the tower's merger) for so many visual tokens out of it, by formula."""
         raise NotImplementedError

@@ -80,8 +80,14 @@ class Llava(Family):
         d, m, p = vision.hidden_size, vision.intermediate_size, vision.patch_size
         patches = (height // p) * (width // p)
         n = patches + 1
-        layer = n * (4 * d * d + 2 * d * m) + 2 * n * n * d
-        return patches * vision.num_channels * p * p * d + vision.num_hidden_layers * layer
+        linear = patches * vision.num_channels * p * p * d + vision.num_hidden_layers * n * (
+            4 * d * d + 2 * d * m
+        )
+        return linear + self.tower_attention_macs(vision, height, width)
+
+    def tower_attention_macs(self, vision, height: int, width: int) -> int:
+        n = (height // vision.patch_size) * (width // vision.patch_size) + 1
+        return vision.num_hidden_layers * 2 * n * n * vision.hidden_size
 
     def projector_macs(self, config, tokens: int) -> int:
         """Two linear maps: n(dD + D²)."""

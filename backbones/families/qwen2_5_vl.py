@@ -98,11 +98,15 @@ class QwenVL(Family):
         """Patch convolution (each image stands twice, as two frames), then per block n(4d² + feed-forward) +
         2Σs²d over its windows of s patches, or s = n in blocks without."""
         d, p = self.tower_width(vision), vision.patch_size
-        n, full = (height // p) * (width // p), self.full_blocks(vision)
-        inside = sum(s * s for s in self.windows(vision, height, width) or ())
-        attention = 2 * d * (full * n * n + (vision.depth - full) * inside)
+        n = (height // p) * (width // p)
         linear = vision.depth * n * (4 * d * d + d * self.feed_forward(vision))
+        attention = self.tower_attention_macs(vision, height, width)
         return self._convolution(vision, n) + linear + attention
+
+    def tower_attention_macs(self, vision, height: int, width: int) -> int:
+        n, full = (height // vision.patch_size) * (width // vision.patch_size), self.full_blocks(vision)
+        inside = sum(s * s for s in self.windows(vision, height, width) or ())
+        return 2 * self.tower_width(vision) * (full * n * n + (vision.depth - full) * inside)
 
     def projector_macs(self, config, tokens: int) -> int:
         """The merger: n(w² + wD), w the width of four patches together."""

@@ -36,6 +36,7 @@ examples:
   python -m harness flops                                     llava-1.5-7b at 192, 128 and 64 tokens
   python -m harness flops --backbone qwen2.5-vl-7b --budget 0.333 0.111 --image-size 672
   python -m harness flops --backbone CHECKPOINT_FOLDER/config.json --methods fastv:k=3,visionzip
+  python -m harness flops --convention all --methods fastv,holov   each paper's way of counting
 
 Exit code: 0 all well, 1 the two counters disagree, 2 bad input.
 """
@@ -78,12 +79,29 @@ def flops(
             HOW,
         ),
     ] = False,
+    convention: Annotated[
+        list[str] | None,
+        option(
+            "--convention",
+            "instead: the FLOPs as papers count them, and which printed figures follow; one or several of "
+            "ours, stepprune, hiprune, provip, pdrop, fastv, or all",
+            "NAME...",
+            as_text,
+            HOW,
+        ),
+    ] = None,
 ) -> int:
     """FLOPs of every method at true 7B and 13B shapes, without weights.
 
     fvcore and a closed form count every part; they must agree to the last multiply-accumulate.
     """
     specs = split_specs(methods)
+    if convention:
+        if text_tokens or image_size or visual_only_macs:
+            raise UserError("--convention says what counts; leave the other options of counting out")
+        from harness.report import convention_report
+
+        return convention_report.run(backbone, budget, specs, convention)
     from harness.costs.shape_counter import TEXT_TOKENS
     from harness.report import flops_report
 

@@ -14,16 +14,17 @@ from harness.report.tables import MISSING
 
 def questions(records: Sequence[Mapping]) -> pd.DataFrame:
     """One row a question and cell of the cells that carry evidence. Columns: spec, budget, task, row, score
-    (in %, of its own answer), recall (in %), kind, chance (in %), regime."""
+    (in %, of its own answer), recall, recall_alone (in %), kind, chance (in %), regime."""
     frames = []
     for record in records:
         documents = record.get("documents", {})
         if record["status"] != "done" or "recall" not in documents:
             continue
-        names = ("row", "score", "recall", "kind", "chance", "regime")
-        frame = pd.DataFrame({name: documents[name] for name in names})
-        frame["recall"] = frame["recall"].astype(float)
-        frame[["score", "recall", "chance"]] *= 100
+        names = ("row", "score", "recall", "recall_alone", "kind", "chance", "regime")
+        frame = pd.DataFrame({name: documents.get(name, np.nan) for name in names})
+        recalls = ["recall", "recall_alone"]
+        frame[recalls] = frame[recalls].astype(float)
+        frame[["score", *recalls, "chance"]] *= 100
         method = record["method"]
         frames.append(frame.assign(spec=method["spec"], budget=method["budget"], task=record["task"]))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -34,11 +35,11 @@ def table(found: pd.DataFrame, budget: float) -> pd.DataFrame:
     questions."""
     rows = {}
     for spec, own in found[found["budget"].isna() | (found["budget"] == budget)].groupby("spec", sort=False):
-        rows[spec] = {"evidence recall": own["recall"].mean()}
+        rows[spec] = {"evidence recall": own["recall"].mean(), "not merged": own["recall_alone"].mean()}
         for column in ("regime", "kind"):
             means = own.groupby(column)["score"].mean()
             rows[spec] |= {name: means[name] for name in _order(found[column]) if name in means}
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows).T.dropna(axis="columns", how="all")
 
 
 def _order(column: pd.Series) -> list[str]:
@@ -55,7 +56,8 @@ def render(records: Sequence[Mapping], budgets: Sequence[float]) -> str:
         "# Where the answers are",
         "",
         "Evidence recall: the share, in %, of the visual tokens that hold a question's answer and reached "
-        "the last layer; a token merged into another one is not counted. Then the share of right answers, in "
+        "the last layer, by themselves or merged into another one that did; not merged: the former alone. "
+        "Then the share of right answers, in "
         "%, by the scene's regime and by the question's kind, over the questions of all tasks (no mean of "
         "tasks).",
     ]

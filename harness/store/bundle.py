@@ -42,7 +42,10 @@ _LONG = (
 #: stands for a value in the header's list of that name; texts up to so many characters stay where they are
 _SHARED, _SHORT = "$shared", 60
 _QUESTION = ("image", "group", "document")
-_ANSWER = ("row", "prompt", "text", "input_tokens", "image_tokens", "output_tokens", "visual_tokens", "kept")
+_ANSWER = (
+    "row", "prompt", "text", "input_tokens", "image_tokens", "output_tokens", "visual_tokens", "kept",
+    "merged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -461,8 +464,8 @@ def _bundled(folder: Path, columns: Mapping | None) -> list[Answer] | None:
     if columns is None or columns.get("answer_row") is None:
         return None
     lists = {name: columns.get(f"answer_{name}") for name in _ANSWER}
-    if lists["kept"] is None:  # only answers that the page's explorer shows have it
-        lists["kept"] = [None] * len(lists["row"])
+    for name in ("kept", "merged"):  # only some answers have them
+        lists[name] = lists[name] or [None] * len(lists["row"])
     if None in lists.values() or len(set(map(len, lists.values()))) != 1:
         raise UserError(f"{folder / ANSWERS}: cell {columns['key']} has answers of unequal length")
     answers = [
@@ -494,7 +497,8 @@ def _schema(name: str):
         return pa.schema([("task", pa.string()), ("row", pa.int64()), *parts])
     text, whole, real = pa.list_(pa.string()), pa.list_(pa.int64()), pa.list_(pa.float64())
     long = {"row": whole, "kept": whole, "score": real, "counts": pa.list_(real)}
-    answer = {"prompt": text, "text": text, "visual_tokens": pa.list_(whole), "kept": pa.list_(whole)}
+    answer = {"prompt": text, "text": text, "visual_tokens": pa.list_(whole), "kept": pa.list_(whole),
+              "merged": pa.list_(whole)}  # fmt: skip
     return pa.schema(
         [(name, pa.string()) for name in ("key", "task", "method", "budget")]
         + [(f"{part}_{name}", long.get(name, text)) for part, name in _LONG]

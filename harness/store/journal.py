@@ -32,7 +32,8 @@ class Answer:
     full-length prompt's tokens, of which `image_tokens` are image places; `visual_tokens` the visual tokens
     that entered each layer of the language model, as measured; `kept` which of the image's visual tokens were
     left in the last layer (below 0: made by the method), in the order of choice where the method has one, and
-    only for the questions of the page's explorer.
+    only for the questions of the page's explorer and those with an answer key; `merged`, for methods that
+    merge, which of `kept` (by place) took in each of the image's visual tokens (-1: none, or itself there).
     """
 
     row: int
@@ -43,6 +44,7 @@ class Answer:
     output_tokens: int
     visual_tokens: tuple[int, ...]
     kept: tuple[int, ...] | None = None
+    merged: tuple[int, ...] | None = None
 
     @property
     def key(self) -> tuple[int, str]:
@@ -201,7 +203,7 @@ def _parse(line: bytes, key: str) -> Answer:
     try:
         fields = json.loads(line)
         check, cell = fields.pop("check"), fields.pop("cell")
-        lists = {name: tuple(fields[name]) for name in ("visual_tokens", "kept") if name in fields}
+        lists = {name: tuple(fields[name]) for name in ("visual_tokens", "kept", "merged") if name in fields}
         answer = Answer(**{**fields, **lists})
     except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError("unreadable") from error

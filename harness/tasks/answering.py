@@ -107,11 +107,11 @@ def answer(
     settings = questions[0].generation
     tokenizer = backbone.processor.tokenizer
     with torch.inference_mode():
-        new, visual, kept = _generate(backbone.model, pruner, questions, inputs)
+        new, visual, left = _generate(backbone.model, pruner, questions, inputs)
     lengths = inputs["attention_mask"].sum(1).tolist()
     image_places = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(1).tolist()
     until = settings.get("until") or []
-    answers = []
+    answers, text_before = [], pruner.text_before(backbone.family.has_cls) if pruner.selects else 0
     for i, question in enumerate(questions):
         text = tokenizer.decode(new[i], skip_special_tokens=True)
         for stop in [until] if isinstance(until, str) else until:
@@ -125,14 +125,14 @@ def answer(
                 image_tokens=int(image_places[i]),
                 output_tokens=int((new[i] != tokenizer.pad_token_id).sum()),
                 visual_tokens=tuple(visual[i]),
-                kept=_kept(pruner, kept, i) if question.row in explored or question.hint else None,
+                **(_left(left[i], text_before) if question.row in explored or question.hint else {}),
             )
         )
     return answers
 
 
 def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str, object]):
-    """New token ids [B, n], visual tokens entering each layer by sample, and `Trace.kept`.
+    """New token ids [B, n]; by sample the visual tokens entering each layer, and what was left of them.
 
     Questions on one image share what the language model holds of it where the method allows that.
     """
@@ -149,9 +149,9 @@ def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str,
         prefix, texts = shared_prefix.split(inputs, list(first.values()), model.config.image_token_id)
         found = shared_prefix.read(model, pruner, prefix)
         own = [rows[question.image] for question in questions]
-        visual, kept = found.visual_tokens.tolist(), found.kept
+        visual, left = found.visual_tokens.tolist(), _all_left(pruner, found.kept, found.cuts)
         new = shared_prefix.generate(model, found, own, texts, arguments["max_new_tokens"])
-        return new, [visual[r] for r in own], [kept[r] for r in own]
+        return new, [visual[r] for r in own], [left[r] for r in own]
     asked = {}
     if getattr(pruner, "reads_question", False):
         asked["questions"] = [question.text for question in questions]
@@ -159,13 +159,38 @@ def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str,
         pruner.hints = [question.hint for question in questions]
     with pruner(model, **asked) as trace:
         ids = model.generate(**inputs, **arguments)
-        return ids[:, inputs["input_ids"].shape[1] :], trace.visual_tokens.tolist(), trace.kept
+        left = _all_left(pruner, trace.kept, trace.cuts)
+        return ids[:, inputs["input_ids"].shape[1] :], trace.visual_tokens.tolist(), left
 
 
-def _kept(pruner, kept: Sequence, sample: int) -> tuple[int, ...] | None:
-    """`Answer.kept` of a sample of the batch; None if the method left everything."""
-    if not kept[sample]:
-        return None
+@dataclass(frozen=True)
+class _Left:
+    """Of one sample: kept, `Trace.kept` after its last cut, in the order of choice where the method has one;
+    cuts, `Trace.cuts`."""
+
+    kept: object
+    cuts: Sequence
+
+
+def _all_left(pruner, kept: Sequence[Sequence], cuts: Sequence[Sequence]) -> list[_Left | None]:
+    """By sample of the batch; None where the method left everything."""
     orders = getattr(pruner, "orders", None)
-    chosen = orders[sample] if orders is not None and len(orders) == len(kept) else kept[sample][-1]
-    return tuple(chosen.tolist())
+    if orders is None or len(orders) != len(kept):
+        orders = [own[-1] if own else None for own in kept]
+    return [_Left(order, own) if own else None for order, own in zip(orders, cuts)]
+
+
+def _left(left: _Left | None, text_before: int) -> dict[str, tuple[int, ...]]:
+    """`Answer.kept` and `Answer.merged`. text_before: tokens of the text that the method was offered ahead of
+    the image's; those are no places of the image."""
+    from backbones.engine.trace import holders
+
+    if left is None:
+        return {}
+    kept = [k - text_before if k >= text_before else min(k, -1) for k in left.kept.tolist()]
+    found: dict[str, tuple[int, ...]] = {"kept": tuple(kept)}
+    if any(cut.merged is not None for cut in left.cuts):
+        own = {k for k in kept if k >= 0}
+        where = enumerate(holders(left.cuts)[text_before:].tolist())
+        found["merged"] = tuple(-1 if token in own else place for token, place in where)
+    return found

@@ -34,18 +34,32 @@ def grid_of(tokens: int, width: int, height: int) -> tuple[int, int]:
     return best, tokens // best
 
 
-def recall(hint: Hint, answer: Answer, width: int, height: int) -> float | None:
-    """Share of the visual tokens under the evidence that were left in the last layer; None where only tokens
-    made by the method were. A token merged into another one is not counted as left."""
+def recall(hint: Hint, answer: Answer, width: int, height: int, merged: bool = True) -> float | None:
+    """Share of the visual tokens under the evidence that reached the last layer; None where that is not
+    known: only made tokens were left, and nothing says what they took in.
+
+    Args:
+        hint: the answer key.
+        answer: with `kept`, and `merged` where the method merges.
+        width, height: of the image, pixels.
+        merged: a token that was merged into another one counts as well; else only those left as themselves.
+    """
     wanted = cells(hint.evidence, *grid_of(answer.image_tokens, width, height)).ravel()
     if answer.kept is None:
         return 1.0 if answer.visual_tokens[-1] == answer.image_tokens else None
     kept = [k for k in answer.kept if k >= 0]
-    if not kept:
+    if not kept and answer.merged is None:
         return None
     left = np.zeros(len(wanted), bool)
     left[kept] = True
+    if merged and answer.merged is not None:
+        left |= np.array(answer.merged[: len(wanted)]) >= 0
     return float((left & wanted).sum() / wanted.sum())
+
+
+def own_raster(pruner: Pruner) -> bool:
+    """Whether the method has the tower see a raster of its own: what it keeps are no cells of the image's."""
+    return pruner.acts and type(pruner).image_grid is not Pruner.image_grid
 
 
 def columns(
@@ -55,10 +69,14 @@ def columns(
     answers: Sequence[Answer],
     sizes: Sequence[tuple[int, int]],
 ) -> dict:
-    """Columns of a record's documents; {} for data without evidence. There is no recall for a method that has
-    the tower see a raster of its own: what it keeps are no cells of the image's."""
+    """Columns of a record's documents; {} for data without evidence. recall: of tokens left as themselves or
+    merged into one that was left; recall_alone: the former. There is none for a method with a raster of its
+    own."""
     if not hints:
         return {}
-    own_raster = pruner.acts and type(pruner).image_grid is not Pruner.image_grid
-    found = [None if own_raster else recall(h, a, *size) for h, a, size in zip(hints, answers, sizes)]
-    return {"recall": found, **{name: list(rows[name]) for name in ("kind", "chance", "regime")}}
+    asked = [] if own_raster(pruner) else list(zip(hints, answers, sizes))
+    both = {
+        name: [recall(h, a, *size, merged=merged) for h, a, size in asked] or [None] * len(hints)
+        for name, merged in (("recall", True), ("recall_alone", False))
+    }
+    return both | {name: list(rows[name]) for name in ("kind", "chance", "regime")}

@@ -62,6 +62,26 @@ BAD = {
         lambda n, x: Selection(five(), places=five() * 1.0),
         r"Selection\.places has dtype float32",
     ),
+    "merged without tokens": (
+        lambda n, x: Selection(five(), merged=torch.full((n,), -1)),
+        r"Selection\.merged is set, but there are no tokens",
+    ),
+    "merged short": (
+        lambda n, x: Selection(five(), x[:5], merged=five()),
+        r"Selection\.merged has 5 entries for \d+ tokens offered",
+    ),
+    "merged off": (
+        lambda n, x: Selection(five(), x[:5], merged=torch.full((n,), 5)),
+        r"Selection\.merged names place 5; 5 tokens are kept",
+    ),
+    "merged yet kept": (
+        lambda n, x: Selection(five(), x[:5], merged=torch.zeros(n, dtype=torch.long)),
+        r"Selection\.merged says of a token in Selection\.kept",
+    ),
+    "merged float": (
+        lambda n, x: Selection(five(), x[:5], merged=torch.zeros(n)),
+        r"Selection\.merged has dtype float32",
+    ),
     "over the budget": (
         lambda n, x: Selection(torch.arange(N + 1)),
         rf"{N + 1} visual tokens .* budget is {N}",

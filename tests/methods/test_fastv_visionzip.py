@@ -64,10 +64,11 @@ def test_visionzip_gives_exactly_b_tokens(budget):
 def test_visionzip_merges_target_plus_mean():
     features = torch.tensor([[1.0], [10.0], [30.0], [2.0], [50.0]])
     keys = torch.tensor([[1.0, 0.0], [2.0, 0.1], [5.0, -0.1], [0.0, 1.0], [1.0, 0.2]])
-    targets, merged = merge(features, keys, 2)  # step floor(5 / 2) = 2: places 0 and 2
+    targets, merged, joined = merge(features, keys, 2)  # step floor(5 / 2) = 2: places 0 and 2
     assert targets.tolist() == [0, 2]
     # 10 and 50 are nearest to key 0, and so is 2 (cosine 0 against -0.02)
     assert merged[:, 0].tolist() == pytest.approx([1 + (10 + 2 + 50) / 3, 30.0])
+    assert joined.tolist() == [-1, 0, -1, 0, 0]
 
 
 def test_visionzip_dominant_patches_leave_cls_out():

@@ -164,7 +164,7 @@ def test_recycled_tokens_are_cluster_means(m, n):
     clusters = density_peaks(points.double().tolist(), n)
     assert sorted(a for c in clusters for a in c) == list(range(m))
     expected = torch.stack([points[c].mean(0) for c in clusters])
-    means, centres = cluster_means(points, n)
+    means, centres, _ = cluster_means(points, n)
     torch.testing.assert_close(means, expected, atol=1e-5, rtol=1e-5)
     assert all(int(centre) in cluster for centre, cluster in zip(centres, clusters))
 
