@@ -7,11 +7,13 @@ baseline and as what was published for its backbone (`against`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from methods.errors import UserError
 
+LOG = logging.getLogger(__name__)
 #: committed runs: results/BACKBONE/NAME; results/runs/ is local
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
@@ -22,7 +24,6 @@ def run(
     github: bool = False,
     everything: bool = False,
     results: Path = RESULTS,
-    say: Callable[[str], None] = print,
     own: Path | None = None,
     partial: bool = False,
 ) -> int:
@@ -71,17 +72,17 @@ def run(
             title += f"\n\nProvenance: {bundle.provenance(one.header)}."
         sections.append((title, found))
     for title, found in sections:
-        say(f"\n## {title}\n")
-        say("\n\n".join(filter(None, (findings.table(found, everything), findings.summary(found)))))
+        LOG.info(f"\n## {title}\n")
+        LOG.info("\n\n".join(filter(None, (findings.table(found, everything), findings.summary(found)))))
         if title.startswith("Published numbers") and (line := registry.count(found)):
-            say(line)
+            LOG.info(line)
         if github:
             for line in filter(None, map(findings.annotation, found)):
-                say(line)
+                LOG.info(line)
     if not (folders or known):
-        say(f"\nno run folder was named, and none is committed below {results}")
+        LOG.info(f"\nno run folder was named, and none is committed below {results}")
     failures = [f for _, found in sections for f in found if f.status == "FAIL"]
-    say(f"\n{len(failures)} failures" if failures else "\nno failures")
+    LOG.info(f"\n{len(failures)} failures" if failures else "\nno failures")
     return 1 if failures else 0
 
 

@@ -3,8 +3,9 @@ version, from committed runs alone."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from harness.report import evidence, numbers, prediction
 from harness.store import bundle
 from harness.tasks.suites import averaged
 
+LOG = logging.getLogger(__name__)
 FOLDERS = tuple(Path("results") / "pocket-llava" / name for name in ("full", "default", "blind"))
 RESAMPLES = 2000
 #: of the acceptance list: percent, points, seconds
@@ -39,15 +41,15 @@ class Point:
         return f"{word:7}  {self.number}  {self.text}{'' if self.counts else ' (beside; does not count)'}"
 
 
-def run(folders: Sequence[Path], say: Callable[[str], None] = print) -> int:
+def run(folders: Sequence[Path]) -> int:
     """Print the list; 0 only if all of it holds."""
     runs = [bundle.read(f) for f in folders or [f for f in FOLDERS if bundle.is_run(f)]]
     found = points(runs)
     for point in found:
-        say(str(point))
+        LOG.info(str(point))
     counted = [point for point in found if point.counts]
     good = sum(point.holds is True for point in counted)
-    say(f"{good} of {len(counted)} lines hold")
+    LOG.info(f"{good} of {len(counted)} lines hold")
     return 0 if good == len(counted) else 1
 
 

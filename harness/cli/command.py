@@ -18,11 +18,9 @@ import typer
 from typer.core import TyperCommand
 
 from harness.cli import terminal
+from harness.cli.terminal import WIDTH
 from harness.tasks import quiet
 from methods.errors import UserError
-
-#: columns of a help page, unless the terminal has fewer
-WIDTH = 100
 
 SETTINGS = {
     "terminal_width": min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns),

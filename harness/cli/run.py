@@ -10,8 +10,9 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 import typer
 
-from harness.cli.command import WIDTH, command
+from harness.cli.command import command
 from harness.cli.options import RunOptions, as_path, flag, option, split_specs
+from harness.cli.terminal import WIDTH
 from harness.run.config import RunConfig
 from methods.errors import UserError
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from harness.run.config import Cell, Method, RunConfig
 from harness.store import atomic, journal, records
 from methods.errors import UserError
 
+LOG = logging.getLogger(__name__)
 #: parts of an identity that a user does not choose by an option, and what they are called
 _FOUND = {
     "answers.backbone.weights": "the checkpoint's weights",
@@ -38,40 +40,40 @@ class Found:
     kept: dict[tuple, list[str]] = field(default_factory=dict)
 
 
-def cells(wanted: Sequence[Cell], config: RunConfig, say: Callable[[str], None]) -> Found:
-    """The finished cells in `config.out`. What a killed run or a damaged disk left behind is put right, and
-    `say` told; also why cells that were finished once are computed anew."""
+def cells(wanted: Sequence[Cell], config: RunConfig) -> Found:
+    """The finished cells in `config.out`. What a killed run or a damaged disk left behind is put right and
+    told; also why cells that were finished once are computed anew."""
     for path in atomic.remove_unfinished(config.out):
-        say(f"removed {path}: a run was killed while it wrote this; nothing else was lost")
-    found, history = Found(), _History(config, say, "measured", {c.method.spec for c in wanted})
+        LOG.info(f"removed {path}: a run was killed while it wrote this; nothing else was lost")
+    found, history = Found(), _History(config, "measured", {c.method.spec for c in wanted})
     for cell in wanted:
         path, answers = cell.record_path(config.out), cell.journal_path(config.out)
         if config.fresh:
             journal.remove(answers)
             continue
-        record = records.read_or_move_aside(path, say, "cell")
+        record = records.read_or_move_aside(path, "cell")
         if not (record and record["status"] == "done"):
             record = history.kept(path, "cell", cell.method, cell.identity, found)
         if record:
             found.records[cell.key] = record
         else:
             for line in journal.mend(answers):
-                say(line)
+                LOG.info(line)
     history.tell()
     return found
 
 
 def measurements(
-    wanted: Mapping[Method, tuple[Path, dict]], config: RunConfig, found: Found, say: Callable[[str], None]
+    wanted: Mapping[Method, tuple[Path, dict]], config: RunConfig, found: Found
 ) -> dict[Method, dict]:
     """The finished measurements in `config.out`; wanted: each one's file and identity. Adds to
     `found.kept`."""
     if config.fresh:
         return {}
     done: dict[Method, dict] = {}
-    history = _History(config, say, "timed", {m.spec for m in wanted})
+    history = _History(config, "timed", {m.spec for m in wanted})
     for method, (path, own) in wanted.items():
-        record = records.read_or_move_aside(path, say, "efficiency")
+        record = records.read_or_move_aside(path, "efficiency")
         if not (record and record["status"] == "done"):
             record = history.kept(path, "efficiency", method, own, found)
         if record:
@@ -83,8 +85,8 @@ def measurements(
 class _History:
     """Compares what is wanted with records of the same method that other code, weights or data gave."""
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None], verb: str, specs: set[str]):
-        self._keep, self._say, self._verb, self._specs = config.keep_results, say, verb, specs
+    def __init__(self, config: RunConfig, verb: str, specs: set[str]):
+        self._keep, self._verb, self._specs = config.keep_results, verb, specs
         #: (what is done anew or was done, because of what) -> specs
         self._anew: dict[tuple[str, tuple[str, ...]], set[str]] = {}
         self._kept: dict[tuple[str, tuple[str, ...]], set[str]] = {}
@@ -124,9 +126,9 @@ class _History:
     def tell(self) -> None:
         """One line for each set of reasons."""
         for (verb, reasons), specs in self._anew.items():
-            self._say(f"{self._who(specs)} {verb} anew: {listed(reasons)} changed")
+            LOG.info(f"{self._who(specs)} {verb} anew: {listed(reasons)} changed")
         for (verb, reasons), specs in self._kept.items():
-            self._say(f"{self._who(specs)} kept as {verb} before {listed(reasons)} changed (--keep-results)")
+            LOG.info(f"{self._who(specs)} kept as {verb} before {listed(reasons)} changed (--keep-results)")
 
     def _who(self, specs: set[str]) -> str:
         return "all methods" if specs == self._specs and len(specs) > 1 else ", ".join(sorted(specs))

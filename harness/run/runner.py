@@ -6,10 +6,9 @@ import contextlib
 import logging
 import sys
 import tempfile
-import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,10 +27,6 @@ LOG = logging.getLogger(__name__)
 _AT_THE_END = (
     "leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png", "questions.parquet",
 )  # fmt: skip
-#: columns that a run's lines fit in
-WIDTH = 100
-
-
 #: questions that cannot be asked which are told one by one
 NAMED = 50
 
@@ -65,37 +60,21 @@ class Outcome:
     kept: dict[tuple, list[str]] = field(default_factory=dict)
 
 
-def run(config: RunConfig, say: Callable[[str], None] = LOG.info) -> int:
+def run(config: RunConfig) -> int:
     """The whole of `run_all.py`. Returns 0, or 1 if a cell failed or was left out. Raises UserError for bad
     input."""
     with processes.joined() as team, contextlib.ExitStack() as held:
-        say = _narrow(say) if team.first else _nothing
+        if not team.first:  # the first process tells of all
+            logging.getLogger("harness").setLevel(logging.WARNING)
         team.agreed(lambda: preflight.check(config))
         team.agreed(lambda: _claim(config.out, held), by_first=True)
         engine = team.agreed(lambda: _start(config, team, held))
         for line in engine.session.left_out:
-            say(f"LEFT OUT {line}")
+            LOG.info(f"LEFT OUT {line}")
         for line in engine.session.unavailable:
-            say(f"not available here: {line}")
-        outcome = complete(engine, say, team)
-        return team.gather(_publish(engine.session, outcome, say) if outcome else 0)[0]
-
-
-def _narrow(say: Callable[[str], None], width: int = WIDTH) -> Callable[[str], None]:
-    """`say`, with longer lines broken at spaces and indented from there on. A longer word, such as a path
-    that someone copies, stays whole."""
-
-    def broken(line: str) -> str:
-        indent = line[: len(line) - len(line.lstrip())] + "  "
-        return textwrap.fill(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-
-    return lambda text: say("\n".join(x if len(x) <= width else broken(x) for x in text.split("\n")))
-
-
-def _nothing(line: str) -> None:
-    """What the processes other than the first say."""
+            LOG.info(f"not available here: {line}")
+        outcome = complete(engine, team)
+        return team.gather(_publish(engine.session, outcome) if outcome else 0)[0]
 
 
 def _claim(out: Path, held: contextlib.ExitStack) -> None:
@@ -116,22 +95,22 @@ def _start(config: RunConfig, team: Processes, held: contextlib.ExitStack) -> En
     return held.enter_context(contextlib.closing(RayEngine(config)))
 
 
-def _publish(session: Session, outcome: Outcome, say: Callable[[str], None]) -> int:
+def _publish(session: Session, outcome: Outcome) -> int:
     """Write the tables and figures and sum up; the exit code."""
     from harness.report import leaderboard
 
     out = session.config.out
-    say("\n" + leaderboard.publish(session, outcome))
+    LOG.info("\n" + leaderboard.publish(session, outcome))
     drawn = ", and figures of what prunes" if (out / "accuracy_latency.png").exists() else ""
-    say(f"\nIn {out}: leaderboard.md and leaderboard.csv with a column for each task{drawn}")
+    LOG.info(f"\nIn {out}: leaderboard.md and leaderboard.csv with a column for each task{drawn}")
     for record in outcome.cells:
         reduced = record.get("run", {}).get("batch_size_reduced_to")
         if reduced:
-            say(f"memory ran out: {_name(record)} was answered in batches of {reduced}")
+            LOG.info(f"memory ran out: {_name(record)} was answered in batches of {reduced}")
     for failure in outcome.failed[:10]:
-        say(f"FAILED {_name(failure)}: {failure['error'].strip().splitlines()[-1]}")
+        LOG.info(f"FAILED {_name(failure)}: {failure['error'].strip().splitlines()[-1]}")
     if len(outcome.failed) > 10:
-        say(f"... and {len(outcome.failed) - 10} more; the records hold the tracebacks")
+        LOG.info(f"... and {len(outcome.failed) - 10} more; the records hold the tracebacks")
     return 1 if outcome.failed or outcome.left_out else 0
 
 
@@ -152,47 +131,49 @@ def check_writable(out: Path) -> None:
         ) from error
 
 
-def complete(engine: Engine, say: Callable[[str], None], team: Processes = ALONE) -> Outcome | None:
+def complete(engine: Engine, team: Processes = ALONE) -> Outcome | None:
     """Compute what is missing; every record of the run. None in all processes but the first."""
     session = engine.session
     config = session.config
     team.agreed(lambda: len(session.cells), by_first=True)  # draws Pocket-8 if need be
     cells = session.cells
     for one in session.unaskable[:NAMED]:
-        say(f"NOT ASKED {one}")
+        LOG.info(f"NOT ASKED {one}")
     if len(session.unaskable) > NAMED:
-        say(f"... and {len(session.unaskable) - NAMED} more questions that cannot be asked; see the records")
+        LOG.info(
+            f"... and {len(session.unaskable) - NAMED} more questions that cannot be asked; see the records"
+        )
     found = reuse.Found()
 
     def prepare() -> list[str]:
         nonlocal found
-        found = reuse.cells(cells, config, say)
+        found = reuse.cells(cells, config)
         return [c.key for c in cells if c.key not in found.records]
 
     keys = set(team.agreed(prepare, by_first=True))
     todo = [c for c in cells if c.key in keys]
     team.agreed(lambda: _check_equal(len(todo), len(keys)))
     reused = len(cells) - len(todo)
-    say(
+    LOG.info(
         f"{len(cells)} cells ({len(session.documents)} tasks x {len(session.methods)} methods and budgets): "
         f"{len(todo)} to compute"
         + (f", by {team.size} processes" if team.size > 1 else "")
         + f"; {reused} finished earlier in {config.out} are re-used"
     )
     with contextlib.closing(Place(config.out)) as place:
-        for record in _told(engine.compute(todo), todo, say):
+        for record in _told(engine.compute(todo), todo):
             place.check()
             found.records[record["key"]] = record
         if not team.first:
             return None
-        efficiency = _efficiency(engine, found, place, say)
+        efficiency = _efficiency(engine, found, place)
     ordered = [found.records[c.key] for c in cells]
     failed = [r for r in (*ordered, *efficiency) if r["status"] == "failed"]
     return Outcome(ordered, efficiency, reused, len(todo), failed, session.left_out, found.kept)
 
 
-def _told(made: Iterator[dict], todo: Sequence[Cell], say: Callable[[str], None]) -> Iterator[dict]:
-    """The records as they come; `say` hears of each task when it is done, where no progress bar is seen."""
+def _told(made: Iterator[dict], todo: Sequence[Cell]) -> Iterator[dict]:
+    """The records as they come; a line for each task when it is done, where no progress bar is seen."""
     left = Counter(cell.benchmark.name for cell in todo)
     titles = {cell.benchmark.name: cell.benchmark.title for cell in todo}
     total, done, start = len(left), 0, time.monotonic()
@@ -209,7 +190,7 @@ def _told(made: Iterator[dict], todo: Sequence[Cell], say: Callable[[str], None]
             cells = sum(cell.benchmark.name == task for cell in todo)
             bad = f", {failed[task]} failed" if failed[task] else ""
             seconds = time.monotonic() - start
-            say(f"{titles[task]}: {cells} cells{bad}; {done} of {total} tasks after {seconds:.0f} s")
+            LOG.info(f"{titles[task]}: {cells} cells{bad}; {done} of {total} tasks after {seconds:.0f} s")
 
 
 def _check_equal(mine: int, wanted: int) -> None:
@@ -219,7 +200,7 @@ def _check_equal(mine: int, wanted: int) -> None:
         )
 
 
-def _efficiency(engine: Engine, found: reuse.Found, place: Place, say: Callable[[str], None]) -> list[dict]:
+def _efficiency(engine: Engine, found: reuse.Found, place: Place) -> list[dict]:
     """One record a method: read if there, else measured together with vanilla in one interleaved session."""
     from harness.run import measure_costs
 
@@ -228,13 +209,13 @@ def _efficiency(engine: Engine, found: reuse.Found, place: Place, say: Callable[
     for method in session.methods:
         own = measure_costs.identity_of(session, method)
         wanted[method] = measure_costs.record_path(session.config.out, method, records.digest(own)), own
-    done = reuse.measurements(wanted, session.config, found, say)
+    done = reuse.measurements(wanted, session.config, found)
     missing = [m for m in session.methods if m not in done]
     if missing:
         vanilla = session.methods[0]
         together = [vanilla, *(m for m in missing if m is not vanilla)]
         if not sys.stderr.isatty():
-            say(f"timing the prefill of {len(together)} methods, {session.config.latency_repeats} times")
+            LOG.info(f"timing the prefill of {len(together)} methods, {session.config.latency_repeats} times")
         results = engine.measure(together)
         place.check()
         for method, result in zip(together, results):

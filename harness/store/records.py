@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.store import atomic
 from methods.errors import UserError
 
+LOG = logging.getLogger(__name__)
 #: 2: records of cells and measurements are sealed
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
@@ -268,9 +270,9 @@ def _not_finite(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-def read_or_move_aside(path: Path, say: Callable[[str], None], kind: Kind | None = None) -> dict | None:
-    """The record at `path`; None if there is none, or if it is damaged: then it is moved aside, and `say`
-    told. Raises UserError for a record of another schema version.
+def read_or_move_aside(path: Path, kind: Kind | None = None) -> dict | None:
+    """The record at `path`; None if there is none, or if it is damaged: then it is moved aside, and told.
+    Raises UserError for a record of another schema version.
     """
     if not path.exists():
         return None
@@ -278,7 +280,7 @@ def read_or_move_aside(path: Path, say: Callable[[str], None], kind: Kind | None
         return read(path, kind)
     except Damaged as error:
         aside = atomic.move_aside(path).name
-        say(f"DAMAGED record {path}: moved to {aside}; it is computed anew (the file {error.reason})")
+        LOG.info(f"DAMAGED record {path}: moved to {aside}; it is computed anew (the file {error.reason})")
         return None
 
 

@@ -192,23 +192,25 @@ def test_a_run_passes_and_fails_with_three_points_less(tmp_path, capsys):
     assert "1 failures" in out
 
 
-def test_without_folders_the_committed_runs_are_checked(tmp_path, capsys):
+def test_without_folders_the_committed_runs_are_checked(tmp_path, caplog):
+    caplog.set_level("INFO", "harness")
     good = hits(30, 40)
     run_of(tmp_path, "results/pocket-x/default", cell("gqa", "fastv", 16, good))
     save(tmp_path / "results" / "runs" / "pocket-x", cell("gqa", "fastv", 16, good))
     assert check.run([], results=tmp_path / "results") == 0
-    out = capsys.readouterr().out
+    out = "\n".join(caplog.messages)
     assert "it is the committed baseline" in out and "runs/pocket-x" not in out
     flagged = sum("| average %" in line and line.startswith("| known") for line in out.splitlines())
     assert f"\n{flagged} printed averages do not follow" in out, "one count, of what is listed"
 
 
-def test_a_run_finds_its_committed_baseline(tmp_path, capsys):
+def test_a_run_finds_its_committed_baseline(tmp_path, caplog):
+    caplog.set_level("INFO", "harness")
     good = hits(180)
     run_of(tmp_path, "results/pocket-x/default", cell("gqa", "fastv", 16, good))
     new = run_of(tmp_path, "new", cell("gqa", "fastv", 16, hits(180, flip=right_ones(good, 12)))).folder
     assert check.run([new], results=tmp_path / "results") == 1
-    out = capsys.readouterr().out
+    out = "\n".join(caplog.messages)
     assert "against" in out and "1 failures" in out
 
 
@@ -270,7 +272,7 @@ def test_a_broken_baseline_is_named(tmp_path):
     next(root.rglob("*.json")).write_text("{", encoding="utf-8")
     new = save(tmp_path / "new", cell("gqa", "fastv", 16, hits(180)))
     with pytest.raises(UserError, match="committed baseline is broken"):
-        check.run([new], results=tmp_path / "results", say=lambda line: None)
+        check.run([new], results=tmp_path / "results")
 
 
 # ---- published scores

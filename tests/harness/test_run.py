@@ -333,9 +333,9 @@ def test_a_bundle_of_a_finished_run_agrees_with_itself(finished, tmp_path):
         assert list(again.answers[address]) == run.answers[address]
 
 
-def test_no_line_of_a_run_is_over_100_columns(finished, command, caplog):
+def test_no_line_of_a_run_is_over_100_columns(finished, command, capsys):
     assert app.run_all(command(finished)) == 0
-    lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
+    lines = capsys.readouterr().out.splitlines()
     wide = [line for line in lines if len(line) > 100 and max(map(len, line.split())) <= 90]
     assert any("Budget 16" in line for line in lines) and not wide
 
