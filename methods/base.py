@@ -151,6 +151,14 @@ class Pruner:
         told = self.reads_text or self.reads_question or self.answer_key
         return not self.acts or not (cuts or told)
 
+    @property
+    def cuts_only(self) -> bool:
+        """Whether the method acts inside the language model alone: below its first cut, what the language
+        model holds of an image is then the same whatever is asked about it."""
+        own = type(self)
+        cuts = own.stages is not Pruner.stages and own.image_grid is Pruner.image_grid
+        return self.acts and cuts and not self.selects
+
     def reads(self, has_cls: bool) -> tuple[Signal, ...]:
         """The signals that `select` reads of a tower with or without CLS token."""
         if not self.selects:

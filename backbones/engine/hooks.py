@@ -28,6 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from backbones.engine import questions
 from backbones.engine.before_llm import ImageSide
+from backbones.engine.below_cut import Rest
 from backbones.engine.inside_llm import LayerSide, PromptState
 from backbones.engine.selection_check import check_budget
 from backbones.engine.trace import Cut, Trace
@@ -97,8 +98,19 @@ class Engine:
         [B] of the next token. Only inside of the `with`."""
         return self._prompt.layout, self._prompt.next
 
+    def resume(self, rest: Rest) -> None:
+        """The next call of the language model is the rest of a prefill, of `rest.embeds` in its last columns
+        and behind `rest.cache`: the method's first cut finds the columns ahead in `rest`. Only inside of the
+        `with`, for a method that `cuts_only`."""
+        sizes = self.adapter.image_sizes(rest.layout)
+        self._rest, self._prompt = rest, PromptState(rest.layout, sizes, rest.following)
+        self._renumbered = self._shortened = False
+        self.trace.start(len(sizes))
+        self.stages.start(self._prompt, rest.embeds)
+
     def _forget(self) -> None:
         """Drop all that belongs to one prefill."""
+        self._rest: Rest | None = None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
         self._seen: list[_Seen] | None = None
@@ -230,6 +242,10 @@ class Engine:
         if embeds is None:
             raise RuntimeError("call the whole multimodal model while a pruner is on, not its language model")
         self._step = object()
+        if self._rest is not None and self._rest.cache is not self._cache:
+            self._cache, self._is_prefill = self._rest.cache, True
+            return None
+        self._rest = None
         self._is_prefill = cache is None or cache.get_seq_length() == 0
         if self._is_prefill:
             return args, {**kwargs, **self._start(embeds, kwargs)}
@@ -394,6 +410,8 @@ class Engine:
         given = args[0] if args else kwargs["hidden_states"]
         if self._is_prefill and i == 0:
             self._cache = kwargs.get("past_key_values")  # the model makes one where the caller gave none
+        if self._rest is not None and i == self._rest.layers:
+            given, kwargs = self._rest.joined(self.adapter, given, kwargs)
         cuts = len(self.stages.stages)
         hidden, changed = (
             self.stages.enter(i, given, kwargs, self._is_prefill, self._step) if cuts else (given, {})
@@ -408,7 +426,8 @@ class Engine:
 
     def _trace(self, i: int, hidden: Tensor, cut_here: bool) -> None:
         layout = self.stages.layout
-        if hidden.shape[1] != layout.width:
+        below = self._rest is not None and i < self._rest.layers
+        if hidden.shape[1] != layout.width and not below:
             raise RuntimeError(f"layer {i} has {hidden.shape[1]} columns where {layout.width} were expected")
         self.trace.layer(i, layout.visual)
         if i == len(self.adapter.layers) - 1:

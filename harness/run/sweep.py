@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from harness.run import out_of_memory
 from harness.run.config import Cell
 from harness.store.journal import Answer
-from harness.tasks.answering import Question, batches
+from harness.tasks.answering import Question, batches, taken_apart
 from harness.tasks.pruned_model import PrunedModel
 from methods.errors import BadSelection, UserError
 
@@ -98,23 +98,25 @@ def answered(
     with cache:
         for batch in batches([questions[i] for i in wanted], batch_size)[first::step]:
             places = [wanted[i] for i in batch]
-            prepared = _Prepared(requests, places)
+            prepared = _Prepared(requests, questions, places)
             for seat, lacking in zip(seats, missing):
                 todo = [p for p in places if p in lacking]
                 if seat.report.error or not todo:
                     continue
                 start = clock()
-                answers = _answer(seat, questions, todo, prepared)
+                answers = _answer(seat, todo, prepared)
                 seat.report.seconds += clock() - start
                 seat.report.computed += len(answers)
                 yield seat, len(todo), answers
 
 
 class _Prepared:
-    """Model inputs of a batch's places, made when first asked for and shared by the seats."""
+    """Model inputs of a batch's places, whole and taken apart by image, made when first asked for and shared
+    by the seats."""
 
-    def __init__(self, requests: Sequence, places: list[int]):
-        self._requests, self._places, self._inputs = requests, places, None
+    def __init__(self, requests: Sequence, questions: Sequence[Question], places: list[int]):
+        self._requests, self._questions, self._places = requests, questions, places
+        self._inputs, self._apart = None, None
 
     def inputs(self, model: PrunedModel, places: list[int]) -> dict:
         if places != self._places:  # resumed in the middle of a batch, or memory ran out
@@ -122,14 +124,26 @@ class _Prepared:
         self._inputs = self._inputs or model.inputs([self._requests[p] for p in places])
         return dict(self._inputs)
 
+    def answer(self, model: PrunedModel, places: list[int]) -> list[Answer]:
+        """Answer and journal them."""
+        questions, inputs = [self._questions[p] for p in places], self.inputs(model, places)
 
-def _answer(seat: Seat, questions: Sequence[Question], todo: list[int], prepared: _Prepared) -> list[Answer]:
+        def apart():
+            if places != self._places:
+                return taken_apart(model.backbone.model, questions, inputs)
+            self._apart = self._apart or taken_apart(model.backbone.model, questions, inputs)
+            return self._apart
+
+        return model.answer(questions, inputs, apart)
+
+
+def _answer(seat: Seat, todo: list[int], prepared: _Prepared) -> list[Answer]:
     """Answer `todo` in as large pieces as memory holds; sets the seat's error if one alone does not fit."""
     answers: list[Answer] = []
     while len(answers) < len(todo):
         piece = todo[len(answers) :][: seat.report.reduced]
         try:
-            answers += seat.model.answer([questions[p] for p in piece], prepared.inputs(seat.model, piece))
+            answers += prepared.answer(seat.model, piece)
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, BadSelection):
                 raise

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness.store.journal import Answer
 from methods.views import Hint
+
+if TYPE_CHECKING:
+    from backbones.engine import shared_prefix
 
 # Keys that tasks put among the generation settings and generate() does not take.
 _NOT_FOR_GENERATE = ("until", "image_aspect_ratio", "image_sizes", "modalities")
@@ -94,20 +98,22 @@ def answer(
     questions: Sequence[Question],
     inputs: Mapping[str, object],
     explored: Container[int] = (),
+    apart: Callable[[], shared_prefix.Apart] | None = None,
 ) -> list[Answer]:
     """Answers to one batch, in order.
 
-    explored: rows whose answers say which visual tokens were left; those with an answer key always do.
     inputs: what `backbone.inputs` made of the same questions (left-padded, [B, n]). pruner: a
-    methods.base.Pruner. Exceptions pass through: an answer that could not be computed must never count as an
-    empty one.
+    methods.base.Pruner. explored: rows whose answers say which visual tokens were left; those with an answer
+    key always do. apart: gives `taken_apart` of the batch, for a caller that asks several methods about it.
+
+    Exceptions pass through: an answer that could not be computed must never count as an empty one.
     """
     import torch
 
     settings = questions[0].generation
     tokenizer = backbone.processor.tokenizer
     with torch.inference_mode():
-        new, visual, left = _generate(backbone.model, pruner, questions, inputs)
+        new, visual, left = _generate(backbone.model, pruner, questions, inputs, apart)
     lengths = inputs["attention_mask"].sum(1).tolist()
     image_places = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(1).tolist()
     until = settings.get("until") or []
@@ -131,7 +137,14 @@ def answer(
     return answers
 
 
-def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str, object]):
+def taken_apart(model, questions: Sequence[Question], inputs: Mapping[str, object]) -> shared_prefix.Apart:
+    """The prompts of one batch into what questions on one image share, and what is each one's own."""
+    from backbones.engine import shared_prefix
+
+    return shared_prefix.split(model, inputs, [question.image for question in questions])
+
+
+def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str, object], apart=None):
     """New token ids [B, n]; by sample the visual tokens entering each layer, and what was left of them.
 
     Questions on one image share what the language model holds of it where the method allows that.
@@ -139,23 +152,18 @@ def _generate(model, pruner, questions: Sequence[Question], inputs: Mapping[str,
     from backbones.engine import shared_prefix
 
     arguments = generate_arguments(questions[0].generation)
-    first: dict[str, int] = {}
-    for place, question in enumerate(questions):
-        first.setdefault(question.image, place)
     greedy = not arguments["do_sample"] and arguments.get("num_beams", 1) == 1
-    shared = len(first) < len(questions) and greedy and arguments.keys() <= _GREEDY
-    if shared and shared_prefix.can_share(model, pruner):
-        rows = {image: number for number, image in enumerate(first)}
-        prefix, texts = shared_prefix.split(inputs, list(first.values()), model.config.image_token_id)
-        found = shared_prefix.read(model, pruner, prefix)
-        own = [rows[question.image] for question in questions]
-        visual, left = found.visual_tokens.tolist(), _all_left(pruner, found.kept, found.cuts)
-        new = shared_prefix.generate(model, found, own, texts, arguments["max_new_tokens"])
-        return new, [visual[r] for r in own], [left[r] for r in own]
+    several = len({question.image for question in questions}) < len(questions)
+    if several and greedy and arguments.keys() <= _GREEDY and shared_prefix.can_share(model, pruner):
+        own = apart() if apart else taken_apart(model, questions, inputs)
+        prefix = shared_prefix.read(model, pruner, own.prefixes)
+        found = shared_prefix.generate(model, prefix, own.rows, own.texts, arguments["max_new_tokens"])
+        left = _all_left(pruner, found.kept, found.cuts)
+        return found.tokens, found.visual_tokens.tolist(), left
     asked = {}
-    if getattr(pruner, "reads_question", False):
+    if pruner.reads_question:
         asked["questions"] = [question.text for question in questions]
-    if getattr(pruner, "answer_key", False):
+    if pruner.answer_key:
         pruner.hints = [question.hint for question in questions]
     with pruner(model, **asked) as trace:
         ids = model.generate(**inputs, **arguments)

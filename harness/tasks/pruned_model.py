@@ -15,6 +15,7 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from PIL import Image
 
+from backbones.engine.shared_prefix import Apart
 from harness.store.journal import Answer, Journal
 from harness.tasks.answering import Question, answer, batches, capped
 from methods.errors import UserError
@@ -100,9 +101,14 @@ class PrunedModel(lmms):
         """Positions of the questions that the journal has no answer to."""
         return [i for i, q in enumerate(questions) if (q.row, q.prompt) not in self.journal.answers]
 
-    def answer(self, questions: Sequence[Question], inputs: Mapping[str, object]) -> list[Answer]:
-        """Answer one batch and journal it."""
-        answers = answer(self.backbone, self.pruner, questions, inputs, self.explored)
+    def answer(
+        self,
+        questions: Sequence[Question],
+        inputs: Mapping[str, object],
+        apart: Callable[[], Apart] | None = None,
+    ) -> list[Answer]:
+        """Answer one batch and journal it; `apart` as in `answering.answer`."""
+        answers = answer(self.backbone, self.pruner, questions, inputs, self.explored, apart)
         self.journal.append(answers)
         return answers
 

@@ -13,6 +13,7 @@ from harness.tasks.pruned_model import PrunedModel
 from harness.tasks.quiet import silenced
 from harness.tasks.sources import flat
 from harness.tasks.suites import BENCHMARKS
+from methods.base import Pruner
 
 
 def documents(name: str, data, limit: int) -> Documents:
@@ -54,9 +55,11 @@ def test_several_tasks_in_one_evaluation(backbone, tiny_data, tmp_path):
 
 
 def test_errors_are_not_answers(backbone, tiny_data, tmp_path):
-    def pruner(model):
-        raise RuntimeError("broken pruner")
+    class Broken(Pruner):
+        def select(self, image):
+            raise RuntimeError("broken pruner")
 
+    pruner = Broken(budget=16)
     model = PrunedModel(backbone, pruner, Journal(tmp_path / "j"), identity={}, max_new_tokens=3)
     with pytest.raises(RuntimeError, match="broken pruner"):
         evaluate(model, [build(documents("pope", tiny_data, 2))])
