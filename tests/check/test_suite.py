@@ -62,6 +62,20 @@ def test_points_follow_from_the_scores():
 def test_a_weak_vanilla_fails():
     found = points_of(record("gqa", "vanilla", None, [1.0, 0.0] * 20))
     assert found["vanilla over the tasks"].holds is False and found["vanilla, kind hop"].holds is False
+    assert found["kinds of questions kept"].holds is False
+
+
+def test_a_kind_that_the_backbone_cannot_do_is_named_and_left_out_of_the_rest():
+    kinds = ["hop"] * 20 + ["read"] * 20
+    scores = [0.0] * 20 + [1.0] * 20
+    found = points_of(
+        record("gqa", "vanilla", None, scores, kind=kinds),
+        record("gqa", "oracle", 64, [1.0] * 40, kind=kinds),
+    )
+    assert found["vanilla, kind hop"].holds is False and not found["vanilla, kind hop"].counts
+    assert "left out" in found["vanilla, kind hop"].text
+    assert found["vanilla, kind read"].holds and found["vanilla, regime dense"].holds
+    assert found["dense, vanilla less oracle"].text.endswith("20 questions), at most 3")
 
 
 def test_todays_committed_runs_do_not_pass(capsys, monkeypatch):

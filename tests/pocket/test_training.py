@@ -13,7 +13,7 @@ import backbones
 from harness.pocket.data import documents
 from harness.pocket.data.v2.paint import render
 from harness.pocket.data.v2.scenes import sample_scene
-from harness.pocket.recipe import dense_tower, families, language, sizes, tower
+from harness.pocket.recipe import dense_tower, families, language, packing, sizes, tower
 from harness.pocket.recipe.drills import LETTERED, Lessons, picks
 from harness.pocket.recipe.families import FAMILIES
 from harness.pocket.recipe.labels import NAMES, TEXTS, label_cells, label_image
@@ -89,11 +89,12 @@ def test_packed_questions_equal_conversations_of_one_turn(family, tmp_path):
     canvas = family.canvas(0, 3, small=False)
     scenes = [sample_scene("train", 0, i, "medium", canvas) for i in range(2)]
     asked = [
-        [d for task in ("gqa", "mmbench_cn", "pope") for d in own.questions(task, 1)]
+        [d for task in ("gqa", "mmbench_cn", "pope", "textvqa") for d in own.questions(task, 1)]
         for own in lessons_on(scenes)
     ]
-    rows = [row for own in asked for row in language.dealt([language.encode(family, d) for d in own], 2)]
-    packs = language.collate(rows, family.tokenizer.pad_token_id)
+    encoded = [[language.encode(family, d) for d in own] for own in asked]
+    packs = packing.collate(encoded, family.tokenizer.pad_token_id)
+    assert packs.ids.shape[1] > 1
     pixels, grid = family.seen(scenes)
     features = family.features(model, pixels, grid)
     loss, score = language.answer_loss(family, model, features, grid, None, packs)
@@ -202,7 +203,7 @@ def test_muon_step_is_orthogonal_and_lowers_the_loss():
 
 
 def test_a_stopped_training_ends_with_the_same_weights_and_log(family, tmp_path):
-    plan = Plan(2, 3, tower_batch=1, language_batch=1, align_scenes=8, align_steps=2)
+    plan = Plan(2, 2, 2, tower_batch=1, language_batch=1, align_scenes=8, align_steps=2)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     assert train(family.name, whole, whole / "checkpoint", plan=plan)
     stops = 0
@@ -211,13 +212,13 @@ def test_a_stopped_training_ends_with_the_same_weights_and_log(family, tmp_path)
     assert stops == 3, "stopped after every step but the last of each stage"
     a, b = (load_file(x / "checkpoint" / "model.safetensors") for x in (whole, pieces))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    for name in ("tower.csv", "language.csv"):
+    for name in ("tower.csv", "drills.csv", "questions.csv"):
         logs = [list(csv.DictReader((x / name).open())) for x in (whole, pieces)]
         assert [{k: v for k, v in row.items() if k != "seconds"} for row in logs[0]] == [
             {k: v for k, v in row.items() if k != "seconds"} for row in logs[1]
         ]
     with pytest.raises(ValueError, match="steps"):
-        train(family.name, pieces, pieces / "checkpoint", plan=Plan(4, 3, 1, 1))
+        train(family.name, pieces, pieces / "checkpoint", plan=Plan(4, 2, 2, 1, 1))
 
 
 def test_both_stages_learn(family):
@@ -234,7 +235,7 @@ def test_both_stages_learn(family):
     optimiser = Optimiser({"tower": family.tower(model), "heads": heads}, family.tower_hidden, 2e-3)
     assert fallen(seeing, optimiser) < 0.8
     language.start(model)
-    _, pixels, grid, owner, packs = next(iter(language.Groups(family, 0, 20, 100, 1)))
+    _, pixels, grid, owner, packs = next(iter(language.Groups(family, "questions", 0, 0, 100, 1)))
     features = family.features(model, pixels, grid).detach()
     keep = language.keep_some(owner, 4, 16, seed=0)
 
@@ -267,3 +268,28 @@ def test_the_weights_fit_in_16_megabytes(name, monkeypatch):
         model = FAMILIES[name]().untrained()
     assert len(model.model.language_model.layers) >= 24
     assert 2 * sum(p.numel() for p in model.parameters()) < 15.95e6
+
+
+def test_packed_attention_has_the_gradients_of_a_masked_one():
+    torch.manual_seed(0)
+    images, prefix, rows, size = 2, 5, 3, 6
+    segment = torch.randint(0, 3, (images, rows, size)).sort(2).values
+    packs = packing.Packs(segment, segment, segment, segment, segment, [])
+    layout = packing.Layout.of(packs, prefix)
+    length = prefix + rows * size
+    sees = torch.zeros(images, 1, length, length, dtype=torch.bool)
+    sees[..., prefix:, :prefix] = True
+    sees[..., :prefix, :prefix] = torch.ones(prefix, prefix).tril().bool()
+    for b in range(images):
+        for r in range(rows):
+            own = slice(prefix + r * size, prefix + (r + 1) * size)
+            same = segment[b, r][:, None] == segment[b, r]
+            sees[b, 0, own, own] = same & torch.ones(size, size).tril().bool()
+    q, k, v = (torch.randn(images, 2, length, 8, requires_grad=True) for _ in range(3))
+    weight = torch.randn(images, 2, length, 8)
+    found = packing._Attention.apply(q, k, v, layout, 0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, sees, scale=0.3)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    ours, theirs = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (found, expected))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

@@ -1,19 +1,18 @@
-"""Stage 2: connector and language model learn to answer questions about a scene; the tower stays frozen.
+"""Stages 2 and 3: connector and language model learn to answer questions about a scene; the tower is frozen.
 
 First the connector alone is fitted: a patch shall stand, in the embedding space, where the words for its
-thing are. Then come drills of a few tokens, then the benchmarks' questions beside drills, those with lettered
-options last; many are packed behind one image. Each question sees the image and itself only, at the positions
-it has in a conversation of one turn, so a packed sequence trains exactly what is asked at evaluation. For
-most of the training the language model is given only some visual tokens (of each thing and of the background,
-at their own positions), which makes a step several times cheaper; the last part gives it all, as at
-evaluation.
+thing are. Stage "drills" asks in a few tokens, stage "questions" asks the benchmarks' questions beside
+drills, those with lettered options last; many are packed behind one image (`packing`). Each sees the image
+and itself only, at the positions it has in a conversation of one turn, so a packed sequence trains exactly
+what is asked at evaluation. For most of the training the language model is given only some visual tokens (of
+each thing and of the background, at their own positions), which makes a step several times cheaper; the last
+part gives it all, as at evaluation.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,44 +25,30 @@ from harness.pocket.data.v2.scenes import COLOURS, TEXTURES, Scene, sample_scene
 from harness.pocket.recipe.drills import DRILLS, LETTERED, Drill, Lessons, picks
 from harness.pocket.recipe.families import Family
 from harness.pocket.recipe.labels import NAMES, TEXTS
+from harness.pocket.recipe.packing import IGNORE, Encoded, Layout, Packs, attention_of, collate
 from harness.pocket.recipe.progress import Stage
 from harness.pocket.recipe.tower import regimes
 
-IGNORE = -100
 BATCH, LR = 4, 2e-3
+#: What is added to the seed of the scenes of each stage.
+STREAMS = {"drills": 10, "questions": 20}
 #: Steps that one drawing of images serves: the tower runs once for them, and each gets questions of its own.
 PACKS = 4
-#: Shares of the steps: drills alone until; drills beside questions until; full scenes from (sparse and medium
-#: ones before); questions with lettered options from.
-DRILLS_UNTIL, BESIDE_UNTIL, FULL_FROM, LETTERED_FROM = 0.2, 0.8, 0.06, 0.35
-#: Until when four patches of a thing are shown, and until when all of them (with some background).
-SPARSER_UNTIL, SPARSE_UNTIL = 0.72, 0.82
+#: Shares of the drills: scenes are sparse and medium until.
+CROWDS_FROM = 0.3
+#: Shares of the questions: drills beside them until; those with lettered options from; four visual tokens of
+#: a thing are shown until, and all of them (with some background) until.
+BESIDE_UNTIL, LETTERED_FROM, SPARSER_UNTIL, SPARSE_UNTIL = 0.75, 0.18, 0.65, 0.78
 BACKGROUND = 40
-#: Questions of a task in one pack, once the drills are over.
+#: Questions of a task in one pack of stage "questions".
 QUESTIONS = {
     "gqa": 4, "mmbench_en": 2, "mmbench_cn": 3, "mme": 4, "pope": 2, "scienceqa": 2, "vqav2": 4, "textvqa": 3,
 }  # fmt: skip
-#: Drills of a pack while there are no questions; beside them: of the scene, picks and chooses, before and
+#: Drills of a pack of stage "drills"; beside questions: of the scene, picks and chooses, before and
 #: after lettered questions begin.
 ALONE, BESIDE, BESIDE_LATER = 48, (30, 16, 5), (30, 4, 2)
 #: Scenes whose cells the connector is fitted to, and its steps.
 ALIGN_SCENES, ALIGN_STEPS = 480, 600
-
-Encoded = tuple[str, list[int], list[int], list[int]]
-
-
-@dataclass(frozen=True)
-class Packs:
-    """The questions of B images side by side, int64 [B, M]: ids; targets (the answer's tokens at their
-    places); asides (what to think of at the token before, see `Drill`); segment (1.. a question, 0 padding);
-    offset (place within its question). kinds: of each question."""
-
-    ids: Tensor
-    targets: Tensor
-    asides: Tensor
-    segment: Tensor
-    offset: Tensor
-    kinds: list[list[str]]
 
 
 def encode(family: Family, drill: Drill) -> Encoded:
@@ -83,51 +68,17 @@ def encode(family: Family, drill: Drill) -> Encoded:
     return drill.kind, ids + reply, [IGNORE] * len(ids) + reply, asides + [IGNORE] * (len(reply) - 1)
 
 
-def collate(packs: Sequence[Sequence[Encoded]], pad: int) -> Packs:
-    longest = max(sum(len(ids) for _, ids, _, _ in pack) for pack in packs)
-    ids = torch.full((len(packs), longest), pad)
-    targets, asides = torch.full_like(ids, IGNORE), torch.full_like(ids, IGNORE)
-    segment, offset = torch.zeros_like(ids), torch.zeros_like(ids)
-    for b, pack in enumerate(packs):
-        at = 0
-        for s, (_, question, target, aside) in enumerate(pack, 1):
-            span = slice(at, at + len(question))
-            ids[b, span], targets[b, span] = torch.tensor(question), torch.tensor(target)
-            asides[b, span] = torch.tensor(aside)
-            segment[b, span], offset[b, span] = s, torch.arange(len(question))
-            at += len(question)
-    return Packs(ids, targets, asides, segment, offset, [[kind for kind, *_ in pack] for pack in packs])
-
-
-def rows_an_image(done: float) -> int:
-    """Into how many rows the questions of an image are dealt: attention costs the square of a row's length,
-    a further row the visual tokens shown once more."""
-    return 4 if DRILLS_UNTIL <= done < SPARSER_UNTIL else 1
-
-
-def dealt(pack: list[Encoded], rows: int) -> list[list[Encoded]]:
-    """The questions of one image in rows of about equal length."""
-    found: list[list[Encoded]] = [[] for _ in range(rows)]
-    lengths = [0] * rows
-    for question in sorted(pack, key=lambda q: -len(q[1])):
-        row = lengths.index(min(lengths))
-        found[row].append(question)
-        lengths[row] += len(question[1])
-    return found
-
-
 class Groups(IterableDataset):
     """Groups of `batch` scenes for PACKS steps each, from a step on: (first step, pixels, grid, owner int64
-    [B, N], packs a step, whose rows are each image's `rows_an_image` one after the other). A group is a
-    function of the seed and its first step."""
+    [B, N], the Packs of each step). A group is a function of the seed and its first step."""
 
-    def __init__(self, family: Family, seed: int, first: int, steps: int, batch: int) -> None:
-        self.family, self.first, self.steps, self.batch = family, first, steps, batch
-        self.seed = seed + family.seed_offset + 10
+    def __init__(self, family: Family, stage: str, seed: int, first: int, steps: int, batch: int) -> None:
+        self.family, self.stage, self.first, self.steps, self.batch = family, stage, first, steps, batch
+        self.seed = seed + family.seed_offset + STREAMS[stage]
 
     def pack(self, lessons: Lessons, done: float) -> list[Encoded]:
-        """One pack of questions at that share of the training."""
-        if done < DRILLS_UNTIL:
+        """One pack of questions at that share of the stage."""
+        if self.stage == "drills":
             drills = lessons.drills(ALONE)
         else:
             drills = []
@@ -147,7 +98,7 @@ class Groups(IterableDataset):
         canvas = self.family.canvas(self.seed, first // PACKS, small=False)
         scenes, lessons = [], []
         for i, regime in enumerate(regimes(rng, False, self.batch)):
-            if done < FULL_FROM and regime == "dense":
+            if self.stage == "drills" and done < CROWDS_FROM and regime == "dense":
                 regime = "medium"
             index = first * self.batch + i
             scenes.append(sample_scene("train", self.seed, index, regime, canvas))
@@ -161,18 +112,17 @@ class Groups(IterableDataset):
             labels = self.family.labels(scenes, grid)
             owner = next(iter(labels.values()))["owner"]
             pad = self.family.tokenizer.pad_token_id
-            rows = rows_an_image(first / self.steps)
-            dealt_packs = [[row for pack in own for row in dealt(pack, rows)] for own in packs]
-            yield first, pixels, grid, owner, [collate(own, pad) for own in dealt_packs]
+            yield first, pixels, grid, owner, [collate(own, pad) for own in packs]
 
 
-def shown(done: float) -> tuple[int, int] | None:
-    """How many visual tokens of a thing, and of the background, the language model is shown; None: all.
+def shown(stage: str, done: float) -> tuple[int, int] | None:
+    """How many visual tokens of a thing, and of the background, the language model is shown at that share of
+    a stage; None: all.
 
     One of a thing at first: what belongs to what is learnt sooner among few tokens.
     """
-    if done < DRILLS_UNTIL:
-        per_thing = 1 + int(4 * done / DRILLS_UNTIL)
+    if stage == "drills":
+        per_thing = 1 + int(4 * done)
         return per_thing, 4 * per_thing
     if done < SPARSER_UNTIL:
         return 4, 16
@@ -206,42 +156,37 @@ def answer_loss(
     """Loss over the answers of packed questions about images of one size, and [right, asked] of first answer
     tokens by kind.
 
-    features: of `Family.features`, B images. keep: int64 [B, K], the visual tokens shown; None: all. packs:
-    a whole number of rows for each image.
+    features: of `Family.features`, B images. keep: int64 [B, K], the visual tokens shown; None: all.
     """
-    language, rows = model.model.language_model, len(packs.ids)
-    repeated = rows // len(features)
-    visual = family.visual(model, features).repeat_interleave(repeated, 0)
+    language, images = model.model.language_model, len(features)
+    visual = family.visual(model, features)
     if keep is None:
-        keep = torch.arange(visual.shape[1]).expand(rows, -1)
+        keep = torch.arange(visual.shape[1]).expand(images, -1)
     else:
-        keep = keep.repeat_interleave(repeated, 0)
         visual = visual.gather(1, keep[..., None].expand(-1, -1, visual.shape[-1]))
     embed = language.embed_tokens
-    head, end = (embed(ids).expand(rows, -1, -1) for ids in (family.head_ids, family.end_ids))
-    x = torch.cat([head, visual, end, embed(packs.ids)], 1)
-    shared = x.shape[1] - packs.ids.shape[1]
-    group = torch.cat([torch.zeros(rows, shared, dtype=torch.long), packs.segment], 1)
-    is_shared = torch.arange(x.shape[1]) < shared
-    sees = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() & (
-        is_shared[None, None] | (group[:, :, None] == group[:, None])
-    )
-    hidden = language(
-        inputs_embeds=x,
-        attention_mask=sees[:, None],
-        position_ids=family.positions(grid, keep, packs.offset),
-        use_cache=False,
-    ).last_hidden_state[:, shared:-1]
-    wanted = torch.where(packs.asides == IGNORE, packs.targets, packs.asides)[:, 1:]
+    head, end = (embed(ids).expand(images, -1, -1) for ids in (family.head_ids, family.end_ids))
+    x = torch.cat([head, visual, end, embed(packs.ids.flatten(1))], 1)
+    prefix = x.shape[1] - packs.ids[0].numel()
+    with attention_of(language):
+        hidden = language(
+            inputs_embeds=x,
+            attention_mask=torch.empty(1, 1, 0, 0),  # four-dimensional: it makes none of its own
+            position_ids=family.positions(grid, keep, packs.offset.flatten(1)),
+            use_cache=False,
+            packed=Layout.of(packs, prefix),
+        ).last_hidden_state[:, prefix:-1]
+    targets, asides, segment = (t.flatten(1) for t in (packs.targets, packs.asides, packs.segment))
+    wanted = torch.where(asides == IGNORE, targets, asides)[:, 1:]
     answers = wanted != IGNORE
     logits = model.lm_head(hidden[answers])
     loss = F.cross_entropy(logits, wanted[answers])
-    first = (packs.targets[:, 1:] != IGNORE) & (packs.targets[:, :-1] == IGNORE)
+    first = (targets[:, 1:] != IGNORE) & (targets[:, :-1] == IGNORE)
     right = torch.zeros_like(answers)
     right[answers] = logits.detach().argmax(-1) == wanted[answers]
     score: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for b, s in zip(*first.nonzero(as_tuple=True)):
-        kind = packs.kinds[int(b)][int(packs.segment[b, s + 1]) - 1]
+        kind = packs.kinds[int(b)][int(segment[b, s + 1]) - 1]
         score[kind][0] += int(right[b, s])
         score[kind][1] += 1
     return loss, score
@@ -332,13 +277,13 @@ def align(family: Family, model: nn.Module, seed: int, scenes: int, steps: int) 
 def train(family: Family, stage: Stage, model: nn.Module, seed: int, batch: int) -> None:
     """From where `stage` is to its end, or to where it has to stop."""
     stage.columns = ("loss", "grad_norm", *TASKS, *DRILLS)
-    groups = Groups(family, seed, stage.step, stage.steps, batch)
+    groups = Groups(family, stage.name, seed, stage.step, stage.steps, batch)
     loader = DataLoader(groups, batch_size=None, num_workers=1, prefetch_factor=1, collate_fn=tuple)
     for first, pixels, grid, owner, packs in loader:
         with torch.no_grad():
             features = family.features(model, pixels, grid)
         for step in range(max(first, stage.step), min(first + PACKS, stage.steps)):
-            show = shown(step / stage.steps)
+            show = shown(stage.name, step / stage.steps)
             keep = keep_some(owner, *show, seed=seed * 1_000_003 + step) if show else None
             loss, score = answer_loss(family, model, features, grid, keep, packs[step - first])
             report = {kind: right / asked for kind, (right, asked) in score.items()}

@@ -25,6 +25,9 @@ from harness.pocket.recipe.optim import Optimiser
 class Stage:
     """name: of the stage; its files are `name.safetensors` and `name.csv` in `folder`.
 
+    While it goes on its file has weights and moments in float32. Once it is done the file is what is handed
+    on: the weights alone, in float16, which is what a checkpoint keeps; the next stage begins from that.
+
     Attributes:
         step: steps done.
         seconds: of training so far, over all its starts.
@@ -89,7 +92,10 @@ class Stage:
             for name, module in self.modules.items()
             for key, value in module.state_dict().items()
         }
-        tensors |= {f"moments/{key}": value.contiguous() for key, value in self.optimiser.state().items()}
+        if self.done:
+            tensors = {key: value.half() for key, value in tensors.items()}
+        else:
+            tensors |= {f"moments/{key}": t.contiguous() for key, t in self.optimiser.state().items()}
         state = {"step": self.step, "steps": self.steps, "seconds": self.seconds, "mean": self.mean}
         temporary = self.path.with_suffix(".tmp")
         save_file(tensors, temporary, {"state": json.dumps(state)})
@@ -132,7 +138,7 @@ class Stage:
 
 
 def stage_weights(path: Path, module: str) -> dict[str, torch.Tensor]:
-    """The weights of one module in a stage's file."""
+    """The weights of one module in the file of a stage that is done."""
     head = f"weights/{module}/"
     with safe_open(path, "pt") as file:
         return {k.removeprefix(head): file.get_tensor(k) for k in file.keys() if k.startswith(head)}  # noqa: SIM118

@@ -17,10 +17,11 @@ from harness.pocket.recipe.progress import Stage, stage_weights
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything. tower, language: steps of the two stages, of so many images each."""
+    """How much of everything. tower, drills, questions: steps of the three stages, of so many images each."""
 
     tower: int
-    language: int
+    drills: int
+    questions: int
     tower_batch: int = tower.BATCH
     language_batch: int = language.BATCH
     align_scenes: int = language.ALIGN_SCENES
@@ -28,7 +29,7 @@ class Plan:
 
 
 #: For 6 hours at most on two cores with nothing else on them (docs/pocket.md has the times).
-PLANS = {"llava": Plan(2600, 6800), "qwen": Plan(2600, 6800)}
+PLANS = {"llava": Plan(2600, 1200, 3200), "qwen": Plan(2600, 1200, 3200)}
 
 
 def train(
@@ -66,16 +67,24 @@ def train(
         "language": model.model.language_model,
         "head": model.lm_head,
     }
-    optimiser = Optimiser(modules, ("layers", "linear_2"), language.LR)
-    stage = Stage(state, "language", plan.language, modules, optimiser, stop_at)
-    if not stage.resume():
-        torch.manual_seed(seed + 1)
-        language.start(model)
-        explained = language.align(family, model, seed, plan.align_scenes, plan.align_steps)
-        print(f"connector fitted: {explained:.3f} of the variance explained", flush=True)
-        stage.save()
-    if not stage.done:
-        language.train(family, stage, model, seed, plan.language_batch)
-    if stage.done:
-        export(family, model, target)
-    return stage.done
+    for name in ("drills", "questions"):
+        optimiser = Optimiser(modules, ("layers", "linear_2"), language.LR)
+        before, stage = stage, Stage(state, name, getattr(plan, name), modules, optimiser, stop_at)
+        if not stage.resume():
+            if name == "drills":
+                torch.manual_seed(seed + 1)
+                language.start(model)
+                explained = language.align(family, model, seed, plan.align_scenes, plan.align_steps)
+                print(f"connector fitted: {explained:.3f} of the variance explained", flush=True)
+                stage.save()
+            else:
+                for key, module in modules.items():
+                    module.load_state_dict(stage_weights(before.path, key))
+        if not stage.done:
+            language.train(family, stage, model, seed, plan.language_batch)
+            if not stage.done:
+                return False
+    for key, module in modules.items():
+        module.load_state_dict(stage_weights(stage.path, key))
+    export(family, model, target)
+    return True

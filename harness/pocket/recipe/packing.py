@@ -1,0 +1,178 @@
+"""Many questions behind one image prefix: how they lie in memory, and the attention that keeps them apart.
+
+A question sees the image prefix and itself, never its neighbours. Questions are dealt to short rows, so that
+a row's own attention is a small block, and the prefix stands in memory once per image: a sequence is the
+prefix, then the rows one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+IGNORE = -100
+#: Tokens of a row, or of the longest question where that is longer.
+ROW = 64
+NAME = "packed_questions"
+
+Encoded = tuple[str, list[int], list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Packs:
+    """The questions about B images, int64 [B, R, C]: R rows of C tokens per image.
+
+    Attributes:
+        ids: tokens; the padding token where there are none.
+        targets: the answer's tokens at their places, elsewhere IGNORE.
+        asides: what to think of at the token before (see `drills.Drill`), elsewhere IGNORE.
+        segment: number of the question among its image's, from 1; 0: padding.
+        offset: place within its question.
+        kinds: of each image's questions, by `segment` - 1.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    asides: Tensor
+    segment: Tensor
+    offset: Tensor
+    kinds: list[list[str]]
+
+
+def rows_of(questions: Sequence[Encoded], size: int) -> list[list[int]]:
+    """Numbers of the questions in each row: the longest first, each into the first row with room."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(questions)), key=lambda i: -len(questions[i][1])):
+        length = len(questions[i][1])
+        row = next((r for r, free in enumerate(room) if free >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(size)
+        rows[row].append(i)
+        room[row] -= length
+    return rows
+
+
+def collate(packs: Sequence[Sequence[Encoded]], pad: int) -> Packs:
+    """packs: the questions about each image."""
+    size = max(ROW, *(len(ids) for pack in packs for _, ids, _, _ in pack))
+    dealt = [rows_of(pack, size) for pack in packs]
+    ids = torch.full((len(packs), max(map(len, dealt)), size), pad)
+    targets, asides = torch.full_like(ids, IGNORE), torch.full_like(ids, IGNORE)
+    segment, offset = torch.zeros_like(ids), torch.zeros_like(ids)
+    for b, (pack, rows) in enumerate(zip(packs, dealt)):
+        for r, row in enumerate(rows):
+            at = 0
+            for i in row:
+                _, question, target, aside = pack[i]
+                place = b, r, slice(at, at + len(question))
+                ids[place], targets[place] = torch.tensor(question), torch.tensor(target)
+                asides[place], segment[place] = torch.tensor(aside), i + 1
+                offset[place] = torch.arange(len(question))
+                at += len(question)
+    return Packs(ids, targets, asides, segment, offset, [[kind for kind, *_ in pack] for pack in packs])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """prefix: tokens of the image prefix. hidden: float32 [B * R, 1, C, C], 0 where a token of a row sees
+    another of it, minus infinity elsewhere."""
+
+    prefix: int
+    hidden: Tensor
+
+    @classmethod
+    def of(cls, packs: Packs, prefix: int) -> Layout:
+        segment = packs.segment.flatten(0, 1)
+        same = segment[:, :, None] == segment[:, None]
+        sees = same & torch.ones(same.shape[1:], dtype=torch.bool).tril()
+        return cls(prefix, torch.zeros(same.shape).masked_fill(~sees, -torch.inf)[:, None])
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _Attention(torch.autograd.Function):
+    """Attention of the prefix to itself, and of the rows to the prefix and to themselves.
+
+    The rows' two groups of keys are attended to apart and joined by their normalisers, as ring attention
+    does, so no key of the prefix is copied per row. torch's CPU kernels do the parts, backwards too: given
+    the joint output and normaliser, a part's gradients are those of the whole.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+        """q, k, v: [B, H, L, d]; L = prefix + R * C. Returns the same shape."""
+        parts = [_parts(t, layout) for t in (q, k, v)]
+        (q0, q1, q2), (k0, _, k2), (v0, _, v2) = parts
+        head, head_norm = _flash(q0, k0, v0, is_causal=True, scale=scale)
+        seen, seen_norm = _flash(q1, k0, v0, scale=scale)
+        own, own_norm = _flash(q2, k2, v2, attn_mask=layout.hidden, scale=scale)
+        norm = torch.logaddexp(seen_norm, _joined(own_norm, len(q)))
+        out = seen * (seen_norm - norm).exp()[..., None]
+        out += _joined(own, len(q)) * (_joined(own_norm, len(q)) - norm).exp()[..., None]
+        ctx.save_for_backward(q, k, v, head, head_norm, out, norm)
+        ctx.layout, ctx.scale = layout, scale
+        return torch.cat([head, out], 2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, head, head_norm, out, norm = ctx.saved_tensors
+        layout, scale = ctx.layout, ctx.scale
+        (q0, q1, q2), (k0, _, k2), (v0, _, v2) = (_parts(t, layout) for t in (q, k, v))
+        g0, g1 = grad[:, :, : layout.prefix], grad[:, :, layout.prefix :].contiguous()
+        g0 = g0.contiguous()
+        rows = len(layout.hidden) // len(q)
+        in_head = _flash_backward(g0, q0, k0, v0, head, head_norm, 0.0, True, scale=scale)
+        in_seen = _flash_backward(g1, q1, k0, v0, out, norm, 0.0, False, scale=scale)
+        split = (_split(t, rows) for t in (g1, out, norm))
+        g2, out2, norm2 = split
+        in_own = _flash_backward(
+            g2, q2, k2, v2, out2, norm2, 0.0, False, attn_mask=layout.hidden, scale=scale
+        )
+        own = [_joined(t, len(q)) for t in in_own]
+        dq = torch.cat([in_head[0], in_seen[0] + own[0]], 2)
+        dk = torch.cat([in_head[1] + in_seen[1], own[1]], 2)
+        dv = torch.cat([in_head[2] + in_seen[2], own[2]], 2)
+        return dq, dk, dv, None, None
+
+
+def _split(t: Tensor, rows: int) -> Tensor:
+    """[B, H, R * C, ...] -> [B * R, H, C, ...]."""
+    return t.unflatten(2, (rows, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _joined(t: Tensor, images: int) -> Tensor:
+    """[B * R, H, C, ...] -> [B, H, R * C, ...]."""
+    return t.unflatten(0, (images, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def _parts(t: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """The prefix, the rows as one sequence, the rows apart."""
+    rest = t[:, :, layout.prefix :]
+    return t[:, :, : layout.prefix], rest, _split(rest, len(layout.hidden) // len(t))
+
+
+def _attend(module: nn.Module, query, key, value, attention_mask, scaling, packed: Layout, **_):
+    return _Attention.apply(query, key, value, packed, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+@contextmanager
+def attention_of(language: nn.Module) -> Iterator[None]:
+    """Inside, the language model's forward takes `packed=Layout` and attends accordingly."""
+    before = language.config._attn_implementation
+    language.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        language.config._attn_implementation = before
