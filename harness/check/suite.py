@@ -3,6 +3,7 @@ version, from committed runs alone."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import pandas as pd
 from harness.report import evidence, numbers, prediction
 from harness.store import bundle
 from harness.tasks.suites import averaged
+from methods.errors import UserError
 
 LOG = logging.getLogger(__name__)
 FOLDERS = tuple(Path("results") / "pocket-llava" / name for name in ("full", "default", "blind"))
@@ -25,6 +27,10 @@ NEAR_VANILLA, BELOW_ORACLE, UNTRAINED, COST_AT_192 = 3.0, 15.0, 5.0, 5.0
 INDEX, SECONDS = 0.8, 240.0
 #: A kind of question that vanilla answers less often than EACH is no evidence, and left out; so many stay.
 FEWEST_KINDS = 6
+#: what `python -m harness policy --json` said of each shipped policy; of reading the question: points that
+#: blanked words cost at least on dense scenes, overlap at most of two questions' choices on one image
+POLICIES = Path("results") / "stepprune"
+WORDS_COST, SAME_CHOICE = 10.0, 0.6
 UNTRAINED_SPEC = "stepprune:checkpoint=untrained"
 
 
@@ -46,7 +52,7 @@ class Point:
 def run(folders: Sequence[Path]) -> int:
     """Print the list; 0 only if all of it holds."""
     runs = [bundle.read(f) for f in folders or [f for f in FOLDERS if bundle.is_run(f)]]
-    found = points(runs)
+    found = points(runs) + [p for path in sorted(POLICIES.glob("*/policy_*.json")) for p in reads(path)]
     for point in found:
         LOG.info(str(point))
     counted = [point for point in found if point.counts]
@@ -73,6 +79,31 @@ def points(runs: Sequence[bundle.Run]) -> list[Point]:
         *_fourth(seeing),
         Point("5", "equal-cost tables (--match flops) are not there yet", None),
         _sixth(seeing),
+    ]
+
+
+def reads(path: Path) -> list[Point]:
+    """Whether a policy reads the question, from what `harness policy --json` found. Raises UserError for a
+    file that is none of its."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        blank = found["ways"]["words blanked"]["less_by_regime"].get("dense")
+        same = found["pairs"]["one image"]
+        name = f"{found['method']} on {found['backbone']} at {found['budget']:g}"
+        cost, overlap = blank and blank["mean"], same and same["mean"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not what `python -m harness policy --json` prints ({error!r})") from error
+    words = f"{name}: dense, blanked words cost "
+    words += "unknown" if cost is None else f"{cost:.1f}"
+    choice = f"{name}: two questions on one image share "
+    choice += "unknown" if overlap is None else f"{overlap:.2f}"
+    return [
+        Point("7", f"{words}, at least {WORDS_COST:g} points", None if cost is None else cost >= WORDS_COST),
+        Point(
+            "7",
+            f"{choice} of the choice, at most {SAME_CHOICE:g}",
+            None if overlap is None else overlap <= SAME_CHOICE,
+        ),
     ]
 
 

@@ -1,20 +1,26 @@
-"""`overlay` and `adaptive`: pictures of what methods keep."""
+"""`overlay`, `adaptive` and `policy`: what methods keep, and why."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from harness.cli.command import command
 from harness.cli.options import (
+    HOW,
+    WHAT,
     Backbone,
+    BatchSize,
+    Data,
     Device,
     Methods,
     as_budget,
     as_path,
     as_text,
+    count,
+    flag,
     option,
     split_specs,
 )
@@ -30,6 +36,14 @@ examples:
 ADAPTIVE = """\
 example:
   python -m harness adaptive results/runs/pocket-llava --method stepprune
+"""
+
+
+POLICY = """\
+examples:
+  python -m harness policy                                       the shipped StepPrune policy for 64 tokens
+  python -m harness policy --backbone pocket-qwen --budget 48 --json > policy.json
+  python -m harness policy --method stepprune:checkpoint=results/runs/stepprune/k64.safetensors --limit 20
 """
 
 
@@ -87,3 +101,56 @@ def adaptive(
     from harness.report import adaptive
 
     return adaptive.run(folder, method, data, out)
+
+
+@command("policy", examples=POLICY)
+def policy(
+    method: Annotated[
+        str,
+        option("--method", "with its checkpoint, if it is none of those shipped", "SPEC", as_text, WHAT),
+    ] = "stepprune",
+    backbone: Backbone = RunConfig.backbone,
+    budget: Annotated[
+        str | None,
+        option(
+            "--budget", "mean tokens wanted (default: what the checkpoint is for; 64)", "N", as_budget, WHAT
+        ),
+    ] = None,
+    tasks: Annotated[
+        str, option("--tasks", "of Pocket-8: all, or comma-separated", "LIST", as_text, WHAT)
+    ] = "all",
+    limit: Annotated[
+        int | None, count("--limit", "about so many questions of each task (default: all)", WHAT)
+    ] = None,
+    data: Data = None,
+    split: Annotated[
+        Literal["calibration", "eval"],
+        option("--split", "of the data; no training sees either", panel=WHAT),
+    ] = "calibration",
+    batch_size: BatchSize = RunConfig.batch_size,
+    device: Device = "auto",
+    as_json: Annotated[bool, flag("--json", "print JSON, for programs and for `suite`", HOW)] = False,
+) -> int:
+    """What a learned method does with the question, and with its steps.
+
+    It answers held-out questions as it is, with the words that it reads blanked or another question's, and,
+    if it takes tokens step by step, with as many tokens chosen in its first step, by steps told of wrong
+    tokens, and by the policy before training. Printed: what each costs, how much the choices for two
+    questions on one image overlap, how much of the evidence is kept, and what the number of tokens follows.
+    """
+    from harness.report import policy
+    from harness.run.device import resolve
+    from harness.tasks.suites import parse_tasks
+
+    options = policy.PolicyOptions(
+        benchmarks=tuple(parse_tasks(tasks)),
+        method=method,
+        backbone=backbone,
+        budget=budget,
+        data=data,
+        split=split,
+        limit=limit,
+        batch_size=batch_size,
+        device=resolve(device),
+    )
+    return policy.run(options, as_json)

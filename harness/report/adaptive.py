@@ -113,24 +113,27 @@ def describe(rows: pd.DataFrame) -> dict[str, object]:
         "largest": float(kept.max()),
         "p5": float(np.percentile(kept, 5)),
         "p95": float(np.percentile(kept, 95)),
-        "rho_things": _rho(known) if len(known) > 2 else None,
-        "rho_things_interval": _interval(known) if len(known) > 2 else None,
+        "rho_things": rho(known) if len(known) > 2 else None,
+        "rho_things_interval": rho_interval(known) if len(known) > 2 else None,
         "by_things": _by_things(known),
         "by_kept": _by_kept(rows),
     }
 
 
-def _rho(rows: pd.DataFrame) -> float:
+def rho(rows: pd.DataFrame) -> float:
     """Spearman's rank correlation of K with the number of things; 0 if one of them never varies."""
-    ranks = rows[["kept", "things"]].rank()
-    if ranks.nunique().min() < 2:
+    from scipy.stats import rankdata
+
+    ranks = rankdata(rows[["kept", "things"]], axis=0)  # pandas takes ten times as long
+    if (ranks == ranks[0]).all(0).any():
         return 0.0
-    return float(np.corrcoef(ranks["kept"], ranks["things"])[0, 1])
+    return float(np.corrcoef(ranks.T)[0, 1])
 
 
-def _interval(rows: pd.DataFrame) -> list[float]:
+def rho_interval(rows: pd.DataFrame) -> list[float]:
+    """Of `rho`: 95 %, percentile bootstrap over questions."""
     generator = np.random.default_rng(0)
-    draws = [_rho(rows.iloc[generator.integers(len(rows), size=len(rows))]) for _ in range(RESAMPLES)]
+    draws = [rho(rows.iloc[generator.integers(len(rows), size=len(rows))]) for _ in range(RESAMPLES)]
     return [float(x) for x in np.percentile(draws, [2.5, 97.5])]
 
 

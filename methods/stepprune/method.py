@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +17,7 @@ from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.batch import padded
 from methods.stepprune.fast import Decoder
 from methods.stepprune.gate import LocalDenoiser
-from methods.stepprune.policy import Policy, PolicyConfig, step_codes
+from methods.stepprune.policy import Choices, Memory, Policy, PolicyConfig, step_codes
 
 
 @register
@@ -43,8 +43,10 @@ class StepPrune(Pruner):
     checkpoint: str | None = None
     denoise: bool = False
 
-    #: policy and denoiser without training, see `untrained`
-    _random: ClassVar[tuple[Policy, LocalDenoiser] | None] = None
+    #: policy -> what runs its loop
+    decoder: ClassVar[Callable[[Policy], Callable[[Memory], Choices]]] = Decoder
+    #: policy and denoiser instead of a checkpoint's, see `take`
+    _given: ClassVar[tuple[Policy, LocalDenoiser] | None] = None
     #: what the policy at hand was prepared for
     _ready: ClassVar[tuple | None] = None
 
@@ -56,7 +58,7 @@ class StepPrune(Pruner):
     def resources(self, model: torch.nn.Module) -> dict[str, object]:
         if not self.acts:
             return {}
-        if self._random is not None:
+        if self._given is not None:
             return {"weights": "random"}
         found, bias = self._find(model)
         return {"checkpoint": found.path.stem, "weights": found.digest(), "stop_bias": bias}
@@ -65,27 +67,31 @@ class StepPrune(Pruner):
         if not self.acts:
             return
         like = next(model.parameters())
-        found, bias = (None, 0.0) if self._random is not None else self._find(model)
+        found, bias = (None, 0.0) if self._given is not None else self._find(model)
         wanted = (found and found.path, bias, like.device, like.dtype)
         if self._ready == wanted:  # the recorded loops go on being of use
             return
-        weights = found.load() if found else self._random
-        self._take(*(m.to(like.device, like.dtype) for m in weights), bias)
+        weights = found.load() if found else self._given
+        self._use(*(m.to(like.device, like.dtype) for m in weights))
+        if found:
+            self._policy.stop_bias.fill_(bias)
         self._ready = wanted
 
-    def _take(self, policy: Policy, denoiser: LocalDenoiser, stop_bias: float) -> None:
+    def _use(self, policy: Policy, denoiser: LocalDenoiser) -> None:
         self._policy, self._denoiser = policy, denoiser
-        self._policy.stop_bias.fill_(stop_bias)
-        self._decode = Decoder(self._policy)
+        self._decode = self.decoder(policy)
+
+    def take(self, policy: Policy, denoiser: LocalDenoiser) -> None:
+        """Choose by this policy, with its own stop bias, instead of a checkpoint's."""
+        self._given, self._ready = (policy, denoiser), None
+        self._use(policy, denoiser)
 
     def untrained(self, width: int, text_width: int, tokens: int) -> None:
         """Random weights for these widths instead of a checkpoint's, and exactly `tokens` tokens whatever the
         image (for costs)."""
         config = PolicyConfig(width, text_width, max_steps=tokens, min_tokens=tokens)
         with torch.random.fork_rng(devices=[]):
-            self._random = _random(config), LocalDenoiser(width).eval()
-        self._ready = None
-        self._take(*self._random, stop_bias=0.0)
+            self.take(_random(config), LocalDenoiser(width).eval())
 
     def _find(self, model: torch.nn.Module) -> tuple[checkpoints.Checkpoint, float]:
         """Checkpoint and stop bias for the model and the budget."""
