@@ -15,7 +15,7 @@ from methods.errors import UserError
 from methods.settings import parse
 
 GROUP = "visual_token_pruners"
-_NOT_METHODS = ("base", "registry", "errors", "settings", "schedules", "together", "clip_text")
+_NOT_METHODS = ("base", "registry", "errors", "settings", "schedules", "together", "clip_text", "learned")
 
 _registered: dict[str, type[Pruner]] = {}
 #: what could not be imported -> (the name by which it would be asked for, the line that says why)

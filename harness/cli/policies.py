@@ -29,6 +29,7 @@ from harness.cli.options import (
     real,
     whole,
 )
+from methods import learned
 from methods.errors import UserError
 from methods.stepprune.training.options import (
     AblationOptions,
@@ -38,14 +39,15 @@ from methods.stepprune.training.options import (
     TrainOptions,
 )
 
-#: for checkpoints that would replace a shipped one
-LOCAL = Path("results/runs/stepprune")
+#: for checkpoints that would replace a shipped one, or that no run shall find by itself; then METHOD/BACKBONE
+LOCAL = Path("results/runs")
 
 TRAIN = """\
 examples:
   python -m harness train stepprune --backbone pocket-llava --target-tokens 64
   python -m harness train stepprune --target-tokens 64 --slots 288 --max-steps 160   as shipped
   python -m harness train stepprune --length-weight 0.02    the paper's way: lambda decides the mean
+  python -m harness train diffprune --target-tokens 64    its one-shot sibling
   python -m harness train stepprune --target-tokens 64 --resume    go on with a run that was stopped
   python -m harness train stepprune --backbone llava-1.5-7b --target-tokens 64 --precision bf16 \\
       --data llava_v1_5_mix665k.json --images images/    LLaVA's instruction data
@@ -71,7 +73,15 @@ examples:
   python -m harness bench-policy stepprune --steps 64 128 --batch-size 1 8 --report bench.json
 """
 
-Method = Annotated[Literal["stepprune"], typer.Argument(metavar="METHOD", help="a learned method")]
+Method = Annotated[
+    str,
+    typer.Argument(
+        metavar="METHOD",
+        help=f"a learned method: {', '.join(learned.names())}",
+        parser=one_of(*learned.names()),
+    ),
+]
+Timed = Annotated[Literal["stepprune"], typer.Argument(metavar="METHOD", help="a learned method")]
 Backbone = Annotated[str, option("--backbone", "name or checkpoint folder", "NAME", as_text, WHAT)]
 Folder = Annotated[Path | None, option("--images", "folder of --data's images", "DIR", as_path, WHAT)]
 
@@ -94,6 +104,10 @@ class Training:
         option("--data", "json in LLaVA's instruction format (default: Pocket-8)", "FILE", as_path, WHAT),
     ] = TrainOptions.data
     images: Folder = TrainOptions.images
+    text: Annotated[
+        Literal["on", "off"],
+        option("--text", "whether the policy reads the prompt (diffprune: off by default)", panel=WHAT),
+    ] = TrainOptions.text
     aggregation: Annotated[Aggregation, option("--aggregation", "of scores, Table 4 (b)", panel=WHAT)] = (
         TrainOptions.aggregation
     )
@@ -180,11 +194,25 @@ class Training:
         TrainOptions.save_every
     )
 
-    def train_options(self, **changes: object) -> TrainOptions:
-        """With `out` among the changes. Raises UserError if they do not fit together."""
+    def train_options(self, method: str, said: typer.Context, **changes: object) -> TrainOptions:
+        """Of the method's training: what the command line says, else the method's own defaults.
+
+        Args:
+            method: name of a learned method.
+            said: the command line.
+            changes: further options, `out` among them.
+
+        Raises:
+            UserError: the options do not fit together, or say nothing to the method.
+        """
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         settings["chain"] = None if self.chain == -1 else self.chain
-        return TrainOptions(**settings | changes)
+        given = {n: v for n, v in settings.items() if _given(said, n)}
+        return TrainOptions(**settings | learned.settled(method, given) | changes)
+
+
+def _given(said: typer.Context, name: str) -> bool:
+    return said.get_parameter_source(name).name == "COMMANDLINE"
 
 
 @dataclass(frozen=True)
@@ -196,6 +224,7 @@ class AblationTraining(Training):
 
 @command("train", examples=TRAIN)
 def train(
+    said: typer.Context,
     method: Method,
     options: Training,
     out: Annotated[
@@ -222,7 +251,7 @@ def train(
     calibration (.json), a log of every step (.csv), learning curves (.png) and a summary with the gap
     between training and inference. Give --target-tokens or --length-weight.
     """
-    settings = options.train_options(out=out, resume=resume, stop_at=stop_at)
+    settings = options.train_options(method, said, out=out, resume=resume, stop_at=stop_at)
     _check_files(settings)
     from harness.pocket.supplies import PocketSupplies
     from methods.stepprune.training.train import train
@@ -245,23 +274,29 @@ def _check_files(settings: TrainOptions) -> None:
 
 def _destined(settings: TrainOptions) -> TrainOptions:
     """With the checkpoint's place: `--out`, or where run_all.py finds it by itself; if a shipped one lies
-    there, that of local runs (`--methods stepprune:checkpoint=FILE` takes it from there)."""
+    there, or no run shall find it, that of local runs (`--methods METHOD:checkpoint=FILE` takes it there)."""
     from methods.stepprune import checkpoint
 
     if settings.out is not None:
         return settings
-    settings = dataclasses.replace(settings, out=checkpoint.default_path(settings))
+    method = learned.find(settings.method)
+    settings = dataclasses.replace(settings, out=checkpoint.default_path(settings, method))
     shipped = settings.out.exists() and not settings.working_folder.exists()
-    if shipped:
-        settings = dataclasses.replace(settings, out=LOCAL / settings.out.relative_to(checkpoint.SHIPPED))
+    if shipped or not method.serves(settings):
+        local = LOCAL / settings.method / settings.out.parent.name / settings.out.name
+        settings = dataclasses.replace(settings, out=local)
     return settings
 
 
 @command("ablate", examples=ABLATE)
 def ablate(
+    said: typer.Context,
     method: Method,
     options: AblationTraining,
-    folder: Annotated[Path, option("--folder", "for results", "DIR", as_path, WHAT)] = AblationOptions.folder,
+    folder: Annotated[
+        Path | None,
+        option("--folder", "for results (default: results/METHOD/ablations)", "DIR", as_path, WHAT),
+    ] = None,
     rows: Annotated[
         list[str],
         option(
@@ -282,10 +317,13 @@ def ablate(
     compared on held-out questions. A row that is finished is not trained again. Without --target-tokens
     and --length-weight the target is 64 tokens.
     """
-    changes: dict[str, object] = {"out": folder / "stepprune.safetensors"}
+    folder = folder or Path("results") / method / "ablations"
+    changes: dict[str, object] = {"out": folder / f"{method}.safetensors"}
+    if not _given(said, "steps"):
+        changes["steps"] = AblationOptions.steps
     if options.target_tokens is None and options.length_weight is None:
         changes["target_tokens"] = AblationOptions.target_tokens
-    settings = options.train_options(**changes)
+    settings = options.train_options(method, said, **changes)
     _check_files(settings)
     from harness.pocket.supplies import PocketSupplies
     from methods.stepprune.training import ablate
@@ -313,13 +351,13 @@ def calibrate(
 
     find(backbone)
 
-    options = CalibrateOptions(checkpoint, tuple(tokens), backbone, images, resolve(device))
+    options = CalibrateOptions(checkpoint, tuple(tokens), backbone, images, resolve(device), method)
     return calibrate.run(options, PocketSupplies())
 
 
 @command("bench-policy", examples=BENCH)
 def bench_policy(
-    method: Method,
+    method: Timed,
     width: Annotated[int, count("--width", "of the vision tower", WHAT)] = BenchOptions.width,
     text_width: Annotated[
         int, count("--text-width", "of the language model", WHAT)

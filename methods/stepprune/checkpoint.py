@@ -16,34 +16,62 @@ import math
 import os
 import sys
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from methods.errors import UserError
 from methods.stepprune.gate import LocalDenoiser
-from methods.stepprune.policy import Policy, PolicyConfig
+from methods.stepprune.policy import PolicyConfig
 
-SHIPPED = Path(__file__).parent / "checkpoints"
 FORMAT = 1
 #: of the weights in a file: six policies are shipped, and 10 bits of mantissa are enough for a selection
 STORED = torch.float16
+
+
+class Config(Protocol):
+    """Shape of a learned method's policy, a frozen dataclass: its kind is the kind of a checkpoint.
+
+    Attributes:
+        method: name of the method.
+        width: d, of the vision tower.
+        text_width: D, of the language model.
+        text: whether the policy reads the prompt.
+    """
+
+    method: ClassVar[str]
+    width: int
+    text_width: int
+    text: bool
+
+    def build(self) -> nn.Module:
+        """A policy of this shape, with random weights."""
+
+    def described(self) -> dict[str, object]:
+        """JSON-able, as a checkpoint's description and digest have it."""
 
 
 @dataclass
 class Checkpoint:
     """A policy's files, its weights not yet read.
 
-    config: of the policy. backbone: name it was trained on. calibration: pairs (mean K, stop bias), ascending
-    in K. tokens: mean K on held-out data as it was trained, None if that was not measured. training: how it
-    was made, for the record. visual_tokens: mean of an image's in that data, where images differ in it.
-    weights_sha256: of the weights file, hexadecimal.
+    Attributes:
+        path: of the weights.
+        config: of the policy.
+        backbone: name it was trained on.
+        tokens: mean K on held-out data as it was trained; None: not measured.
+        calibration: pairs (mean K, bias), ascending in K; the bias is on StepPrune's stop logit, or
+            DiffPrune's threshold of scores.
+        training: how it was made, for the record.
+        visual_tokens: mean of an image's in the held-out data, where images differ in it.
+        weights_sha256: of the weights file, hexadecimal.
     """
 
     path: Path
-    config: PolicyConfig
+    config: Config
     backbone: str
     tokens: float | None = None
     calibration: list[tuple[float, float]] = field(default_factory=list)
@@ -51,8 +79,12 @@ class Checkpoint:
     visual_tokens: float | None = None
     weights_sha256: str = ""
 
+    @property
+    def method(self) -> str:
+        return self.config.method
+
     def bias_for(self, tokens: float) -> float:
-        """The stop bias for a mean of so many tokens, linear between calibrated means.
+        """The bias for a mean of so many tokens, linear between calibrated means.
 
         Raises UserError outside of what was calibrated, naming the command that calibrates.
         """
@@ -60,9 +92,9 @@ class Checkpoint:
         if not means or not means[0] <= tokens <= means[-1]:
             known = f"{means[0]:.1f} to {means[-1]:.1f}" if means else "none"
             raise UserError(
-                f"stepprune: checkpoint {self.path.stem} is not calibrated to a mean of {tokens:g} tokens "
-                f"(it is for {known}); run: python -m harness calibrate stepprune --backbone {self.backbone} "
-                f"--checkpoint {self.path.name} --tokens {tokens:g}"
+                f"{self.method}: checkpoint {self.path.stem} is not calibrated to a mean of {tokens:g} "
+                f"tokens (it is for {known}); run: python -m harness calibrate {self.method} --backbone "
+                f"{self.backbone} --checkpoint {self.path.name} --tokens {tokens:g}"
             )
         i = bisect_left(means, tokens)
         (k1, b1) = self.calibration[i]
@@ -74,7 +106,7 @@ class Checkpoint:
     def digest(self) -> str:
         """16 hex digits over weights and configuration."""
         total = hashlib.sha256(self.path.read_bytes())
-        total.update(json.dumps(asdict(self.config), sort_keys=True).encode())
+        total.update(json.dumps(self.config.described(), sort_keys=True).encode())
         return total.hexdigest()[:16]
 
     def check(self, width: int, text_width: int) -> None:
@@ -82,18 +114,18 @@ class Checkpoint:
         own = (self.config.width, self.config.text_width)
         if own != (width, text_width):
             raise UserError(
-                f"stepprune: checkpoint {self.path.stem} was trained for {self.backbone} (vision width "
+                f"{self.method}: checkpoint {self.path.stem} was trained for {self.backbone} (vision width "
                 f"{own[0]}, language width {own[1]}); this model has {width} and {text_width}. Train one for "
-                "it: python -m harness train stepprune --backbone NAME"
+                f"it: python -m harness train {self.method} --backbone NAME"
             )
 
-    def load(self) -> tuple[Policy, LocalDenoiser]:
+    def load(self) -> tuple[nn.Module, LocalDenoiser]:
         """Policy and denoiser, float32 on the CPU, in evaluation mode. Raises UserError for a file that is
         damaged, lacks tensors, or holds others than the configuration's or numbers that are not finite."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        policy, denoiser = Policy(self.config), LocalDenoiser(self.config.width)
+        policy, denoiser = self.config.build(), LocalDenoiser(self.config.width)
         wanted = {f"policy.{k}": v for k, v in policy.state_dict().items()}
         wanted |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
         try:
@@ -119,11 +151,11 @@ class Checkpoint:
         return policy.eval(), denoiser.eval()
 
     def _unusable(self, why: str) -> UserError:
-        return UserError(f"stepprune: checkpoint {self.path.name} {why}; restore it or train anew")
+        return UserError(f"{self.method}: checkpoint {self.path.name} {why}; restore it or train anew")
 
     # ---- files
 
-    def save(self, policy: Policy, denoiser: LocalDenoiser) -> None:
+    def save(self, policy: nn.Module, denoiser: LocalDenoiser) -> None:
         """Write both files, each in one atomic step, weights first. See `round_as_stored`."""
         from safetensors.torch import save_file
 
@@ -143,8 +175,9 @@ class Checkpoint:
 
     def save_description(self) -> None:
         """Write the JSON file alone."""
-        body = {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"}
-        body["config"] = asdict(self.config)
+        body = {"format": FORMAT, "method": self.method}
+        body |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"}
+        body["config"] = self.config.described()
         temporary = self.path.with_suffix(".json.tmp")
         temporary.write_text(json.dumps(body, indent=1) + "\n")
         os.replace(temporary, self.path.with_suffix(".json"))
@@ -163,43 +196,55 @@ def round_as_stored(module: nn.Module) -> None:
         parameter.copy_(_stored(parameter))
 
 
-def read(path: Path) -> Checkpoint:
-    """The description of a checkpoint. path: its safetensors or JSON file. Raises UserError: a file is gone
-    or damaged, or the weights are not those that the JSON was written for."""
-    found = _described(path)
+def read(path: Path, kind: type[Config] = PolicyConfig) -> Checkpoint:
+    """The description of a checkpoint of this kind.
+
+    Args:
+        path: its safetensors or JSON file.
+        kind: of policy.
+
+    Raises:
+        UserError: a file is gone or damaged, is another method's, or the weights are not those that the JSON
+            was written for.
+    """
+    found = _described(path, kind)
     if not found.weights_sha256:
         raise UserError(
-            f"stepprune: {found.path.stem}.json does not say which weights are its own; if they are those in "
-            f"{found.path.name}: python -m methods.stepprune.checkpoint {path.with_suffix('.safetensors')}"
+            f"{kind.method}: {found.path.stem}.json does not say which weights are its own; if they are "
+            f"those in {found.path.name}: python -m methods.stepprune.checkpoint {found.path}"
         )
     stat = found.path.stat()
     if _sha256(found.path, stat.st_size, stat.st_mtime_ns) != found.weights_sha256:
         raise UserError(
-            f"stepprune: {found.path.name} holds other weights than {found.path.stem}.json was written for "
-            "(damaged, or another checkpoint's); restore both"
+            f"{kind.method}: {found.path.name} holds other weights than {found.path.stem}.json was written "
+            "for (damaged, or another checkpoint's); restore both"
         )
     return found
 
 
-def _described(path: Path) -> Checkpoint:
+def _described(path: Path, kind: type[Config] = PolicyConfig) -> Checkpoint:
     """As `read`, whatever the weights are."""
+    name = kind.method
     weights, description = path.with_suffix(".safetensors"), path.with_suffix(".json")
     for file in (weights, description):
         if not file.is_file():
-            raise UserError(f"stepprune: no checkpoint {path}: {file.name} is missing")
+            raise UserError(f"{name}: no checkpoint {path}: {file.name} is missing")
     try:
         body = json.loads(description.read_text(encoding="utf-8"), parse_constant=_no_number)
         if body.pop("format") != FORMAT:
-            raise UserError(f"stepprune: {description.name} is of another format; train the checkpoint again")
-        body["config"] = PolicyConfig(**body["config"])
+            raise UserError(f"{name}: {description.name} is of another format; train the checkpoint again")
+        # older files do not say: StepPrune was the only learned method
+        if (theirs := body.pop("method", PolicyConfig.method)) != name:
+            raise UserError(f"{name}: {description.name} describes a policy of {theirs}; name it there")
+        body["config"] = kind(**body["config"])
         body["calibration"] = sorted((_number(k), _number(b)) for k, b in body["calibration"])
-        for name in ("tokens", "visual_tokens"):
-            if body.get(name) is not None and _number(body[name]) <= 0:
-                raise ValueError(f"{name} is {body[name]}")
+        for key in ("tokens", "visual_tokens"):
+            if body.get(key) is not None and _number(body[key]) <= 0:
+                raise ValueError(f"{key} is {body[key]}")
         return Checkpoint(weights, **body)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"stepprune: {description.name} is damaged ({reason}); restore it") from error
+        raise UserError(f"{name}: {description.name} is damaged ({reason}); restore it") from error
 
 
 def _no_number(text: str) -> float:
@@ -218,26 +263,84 @@ def _sha256(path: Path, size: int, modified: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def default_path(options) -> Path:
-    """Where a training run's checkpoint goes by default, and `shipped` finds it.
+def folder(kind: type[Config]) -> Path:
+    """Where the policies of a kind lie that are found without being named, each in its backbone's folder."""
+    return Path(sys.modules[kind.__module__].__file__).parent / "checkpoints"
 
-    options: with `backbone`, `target_tokens` and `length_weight`, one of the last two None.
+
+#: StepPrune's
+SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+def default_path(options, method) -> Path:
+    """Where `shipped` finds what a training makes. options: of the training. method: a `Learned`."""
+    return (
+        folder(method.kind()) / Path(options.backbone).name / f"{method.checkpoint_name(options)}.safetensors"
+    )
+
+
+def shipped(backbone: str, kind: type[Config] = PolicyConfig) -> list[Checkpoint]:
+    """The checkpoints of a kind that are found for a backbone's name."""
+    return [read(path, kind) for path in sorted((folder(kind) / backbone).glob("*.safetensors"))]
+
+
+def suiting(
+    model: nn.Module, named: str | None, kind: type[Config], text: bool | None = None
+) -> list[Checkpoint]:
+    """The checkpoints that a method may use on a model.
+
+    Args:
+        model: Hugging Face's.
+        named: the file that a person named; None: those found for the model's name.
+        kind: of policy.
+        text: whether the policy shall read the prompt; None: either.
+
+    Raises:
+        UserError: there is none, naming the command that trains one, or one is for another model.
     """
-    target, weight = options.target_tokens, options.length_weight
-    name = f"k{target:g}" if target is not None else f"lambda{weight:g}"
-    return SHIPPED / Path(options.backbone).name / f"{name}.safetensors"
+    backbone, method = Path(model.config.name_or_path).name, kind.method
+    found = [read(Path(named), kind)] if named is not None else shipped(backbone, kind)
+    others = [c for c in found if text is not None and c.config.text != text]
+    if others and named is not None:
+        reads = "does not read the prompt" if text else "reads the prompt"
+        raise UserError(
+            f"{method}: checkpoint {others[0].path.stem} {reads}; set text={str(not text).lower()}"
+        )
+    found = [c for c in found if c not in others]
+    if not found:
+        how = f" --text {'on' if text else 'off'}" if text is not None else ""
+        raise UserError(
+            f"{method}: no checkpoint for {backbone} is shipped; train one: python -m harness train {method} "
+            f"--backbone {backbone} --target-tokens N{how} --out FILE, then use {method}:checkpoint=FILE"
+        )
+    vision, text_width = model.config.vision_config, model.config.get_text_config().hidden_size
+    width = getattr(vision, "out_hidden_size", vision.hidden_size)  # a merger is part of the tower
+    for candidate in found:
+        candidate.check(width, text_width)
+    return found
 
 
-def shipped(backbone: str) -> list[Checkpoint]:
-    """The checkpoints that come with the package for a backbone's name."""
-    return [read(path) for path in sorted((SHIPPED / backbone).glob("*.safetensors"))]
+def visual_tokens(model: nn.Module, budget: int | float, candidates: list[Checkpoint]) -> int | None:
+    """Of an image, on average, to make a mean number of a budget that is a share; None if nobody knows.
+
+    Raises:
+        UserError: nobody knows, and the budget is a share.
+    """
+    known = [getattr(model.config, "image_seq_length", None), *(c.visual_tokens for c in candidates)]
+    found = next(filter(None, known), None)
+    if found is None and isinstance(budget, float):
+        raise UserError(
+            f"{candidates[0].method}: budget {budget} is a share of images whose sizes differ, and no "
+            "checkpoint says what it was calibrated on; give the mean number of tokens instead"
+        )
+    return None if found is None else round(found)
 
 
 def best_for(tokens: float, candidates: list[Checkpoint]) -> tuple[Checkpoint, float]:
     """The checkpoint whose own mean K is nearest (in ratio) to `tokens` among those calibrated to it, and
     its stop bias. Raises UserError if none is; ValueError for no candidates."""
     problem = None
-    for candidate in sorted(candidates, key=lambda c: _ratio(c.tokens or c.config.max_steps, tokens)):
+    for candidate in nearest(tokens, candidates):
         try:
             return candidate, candidate.bias_for(tokens)
         except UserError as error:
@@ -245,6 +348,11 @@ def best_for(tokens: float, candidates: list[Checkpoint]) -> tuple[Checkpoint, f
     if problem is None:
         raise ValueError("no candidates")
     raise problem
+
+
+def nearest(tokens: float, candidates: list[Checkpoint]) -> list[Checkpoint]:
+    """By how near their own mean K is to `tokens`, in ratio; those of which it is not known come last."""
+    return sorted(candidates, key=lambda c: _ratio(c.tokens, tokens) if c.tokens else math.inf)
 
 
 def _ratio(a: float, b: float) -> float:

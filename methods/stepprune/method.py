@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 
 from methods.base import ImageView, Positions, Pruner, Selection
-from methods.errors import UserError
 from methods.registry import register
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.batch import padded
@@ -95,35 +94,10 @@ class StepPrune(Pruner):
 
     def _find(self, model: torch.nn.Module) -> tuple[checkpoints.Checkpoint, float]:
         """Checkpoint and stop bias for the model and the budget."""
-        backbone = Path(model.config.name_or_path).name
-        if self.checkpoint is not None:
-            candidates = [checkpoints.read(Path(self.checkpoint))]
-        else:
-            candidates = checkpoints.shipped(backbone)
-        if not candidates:
-            raise UserError(
-                f"stepprune: no checkpoint for {backbone} is shipped; train one: python -m harness train "
-                f"stepprune --backbone {backbone} --target-tokens N --out FILE, then use "
-                "stepprune:checkpoint=FILE"
-            )
-        vision, text_width = model.config.vision_config, model.config.get_text_config().hidden_size
-        width = getattr(vision, "out_hidden_size", vision.hidden_size)  # a merger is part of the tower
-        for candidate in candidates:
-            candidate.check(width, text_width)
-        return checkpoints.best_for(self._mean_wanted(model, candidates), candidates)
-
-    def _mean_wanted(self, model: torch.nn.Module, candidates: Sequence[checkpoints.Checkpoint]) -> float:
-        """The budget as a mean number of tokens. Raises UserError for a share of nobody knows what."""
-        known = [getattr(model.config, "image_seq_length", None), *(c.visual_tokens for c in candidates)]
-        visual_tokens = next(filter(None, known), None)
-        if visual_tokens is not None:
-            return self.count(round(visual_tokens))
-        if isinstance(self.budget, float):
-            raise UserError(
-                f"stepprune: budget {self.budget} is a share of images whose sizes differ, and no checkpoint "
-                "says what it was calibrated on; give the mean number of tokens instead"
-            )
-        return self.budget
+        candidates = checkpoints.suiting(model, self.checkpoint, PolicyConfig)
+        visual_tokens = checkpoints.visual_tokens(model, self.budget, candidates)
+        tokens = self.budget if visual_tokens is None else self.count(visual_tokens)
+        return checkpoints.best_for(tokens, candidates)
 
     def select_all(self, images: Sequence[ImageView]) -> list[Selection]:
         visual, visual_valid = padded([image.features for image in images])  # V

@@ -7,8 +7,8 @@ the vision tower, D width of the language model, S decoding steps. The stop acti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,11 @@ class PolicyConfig:
     """Shape of a policy. The paper gives two encoder blocks, their direction, and what a decoder layer is
     made of; every other value is open in our copy of it, and ours.
 
-    width, text_width: d and D, from the model. max_steps: K_max. The comments give the reason of a choice.
+    width, text_width: d and D, from the model. max_steps: K_max. text: whether the encoder reads the prompt.
+    The comments give the reason of a choice.
     """
+
+    method: ClassVar[str] = "stepprune"
 
     width: int
     text_width: int
@@ -41,6 +44,7 @@ class PolicyConfig:
     max_steps: int = 192
     #: open. An empty selection is of no use; the stop action is masked for so many steps.
     min_tokens: int = 1
+    text: bool = True
 
     def __post_init__(self):
         if self.width % self.head_count:
@@ -48,7 +52,23 @@ class PolicyConfig:
 
     @property
     def head_count(self) -> int:
-        return self.heads or next(n for n in range(max(1, self.width // 64), 0, -1) if self.width % n == 0)
+        return self.heads or heads_of(self.width)
+
+    def build(self) -> Policy:
+        return Policy(self)
+
+    def described(self) -> dict[str, object]:
+        """JSON-able. Without `text` where it is on, as from before there was such a choice: a policy's digest
+        stays what it was."""
+        found = asdict(self)
+        if self.text:
+            del found["text"]
+        return found
+
+
+def heads_of(width: int) -> int:
+    """As many as have about 64 channels each, as in CLIP."""
+    return next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -94,14 +114,20 @@ class InputEncoder(nn.Module):
 
     e, one learned vector added to every text row, is ours: a pre-norm block is blind to the scale of a row,
     so that without it any alpha above zero would act like 1. The closing norm is ours too; it gives the
-    memory's rows a scale that does not depend on the vision tower.
+    memory's rows a scale that does not depend on the vision tower. A policy that reads no text has neither
+    W_p nor e, and its blocks see V alone.
     """
 
-    def __init__(self, config: PolicyConfig):
+    def __init__(self, config):
+        """config: with `width`, `text_width`, `text`, `encoder_layers`, `head_count` and, where the encoder
+        may be causal, `causal_encoder`."""
         super().__init__()
-        self.causal = config.causal_encoder
-        self.text = nn.Linear(config.text_width, config.width, bias=False)
-        self.text_offset = nn.Parameter(torch.randn(config.width))
+        self.causal = getattr(config, "causal_encoder", False)
+        if config.text:
+            self.text = nn.Linear(config.text_width, config.width, bias=False)
+            self.text_offset = nn.Parameter(torch.randn(config.width))
+        else:
+            self.text = None
         self.blocks = nn.ModuleList(
             EncoderBlock(config.width, config.head_count) for _ in range(config.encoder_layers)
         )
@@ -110,15 +136,18 @@ class InputEncoder(nn.Module):
     def forward(
         self,
         visual: Tensor,
-        text: Tensor,
+        text: Tensor | None,
         visual_valid: Tensor | None,
         text_valid: Tensor | None,
         alpha: float,
     ) -> Tensor:
-        """visual: [B, N, d]; text: [B, T, D]; *_valid: bool [B, N] and [B, T], False at padding (on the
-        right), None without any. Returns H [B, N, d]."""
+        """visual: [B, N, d]; text: [B, T, D], None for a policy that reads none; *_valid: bool [B, N] and
+        [B, T], False at padding (on the right), None without any. Returns H [B, N, d]."""
         n = visual.shape[1]
-        x = torch.cat([visual, alpha * self.text(text) + self.text_offset], 1)
+        if self.text is None:
+            x, text, text_valid = visual, visual[:, :0], None
+        else:
+            x = torch.cat([visual, alpha * self.text(text) + self.text_offset], 1)
         mask = self._mask(visual, text, visual_valid, text_valid)
         for block in self.blocks:
             x = block(x, mask, self.causal)
@@ -253,7 +282,7 @@ class Policy(nn.Module):
     def remember(
         self,
         visual: Tensor,
-        text: Tensor,
+        text: Tensor | None,
         visual_valid: Tensor | None = None,
         text_valid: Tensor | None = None,
         alpha: float = 1.0,
@@ -352,6 +381,21 @@ class Policy(nn.Module):
         margins = together[..., :-1].amax(-1) - together[..., -1]
         margins[:, : self.config.min_tokens] = math.inf
         return state.order, margins
+
+    @property
+    def bias(self) -> Tensor:
+        """What calibration sets: the stop bias."""
+        return self.stop_bias
+
+    def margins(
+        self,
+        visual: Tensor,
+        text: Tensor | None,
+        visual_valid: Tensor | None = None,
+        text_valid: Tensor | None = None,
+    ) -> Tensor:
+        """Those of `explore`, all that calibration needs, [B, S]. Arguments as for `remember`."""
+        return self.explore(self.remember(visual, text, visual_valid, text_valid))[1]
 
     def replay(self, memory: Memory, choices: Choices, chain: int | None = 1) -> Tensor:
         """The pointer distributions p_t of a trajectory, with gradient: [B, S, N + 1] (Eq. 6).

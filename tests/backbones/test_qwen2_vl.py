@@ -71,7 +71,7 @@ def test_equals_reference_alone_and_in_a_batch(qwen2, batch, singles, stepprune,
     same_as_reference(qwen2.model, batch, singles, pruner, Qwen2VLReference)
 
 
-@pytest.mark.parametrize("spec", [*registry.available()])
+@pytest.mark.parametrize("spec", [s for s in registry.available() if s != "diffprune"])
 @torch.inference_mode()
 def test_keeping_everything_is_vanilla(qwen2, batch, singles, stepprune, spec):
     model = qwen2.model

@@ -121,7 +121,7 @@ def test_pruning_changes_the_answer(model, batch, spec):
     assert (pruned[2].visual_tokens[:, -1] < torch.tensor([r * c for r, c in GRIDS])).all()
 
 
-@pytest.mark.parametrize("spec", [*registry.available()])
+@pytest.mark.parametrize("spec", [s for s in registry.available() if s != "diffprune"])
 @torch.inference_mode()
 def test_keeping_everything_is_vanilla(model, batch, singles, stepprune, spec):
     """A number above an image's tokens keeps all of them; to the bit where nothing is padded."""

@@ -184,6 +184,7 @@ def test_a_run_of_all_methods_leaves_it_out_and_naming_it_is_an_error(tiny_check
     assert "stepprune" not in {m.name for m in everything.methods} and len(everything.methods) > 5
     assert [line.partition(":")[0] for line in everything.unavailable] == [
         "cdpruner at 12",
+        "diffprune at 12",
         "stepprune at 12",
     ]
     with pytest.raises(UserError, match="no checkpoint for tiny-llava"):

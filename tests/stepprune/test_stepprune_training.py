@@ -15,6 +15,7 @@ from PIL import Image
 
 from harness.cli import app, policies
 from harness.pocket.supplies import Pocket8, PocketSupplies
+from methods import learned
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
@@ -397,7 +398,8 @@ def test_accumulation_and_mixed_precision(tiny_checkpoint, tmp_path, few_held_ou
 
 
 def test_ablate(tiny_checkpoint, tmp_path, few_held_out, monkeypatch, capsys):
-    monkeypatch.setitem(ablate.ROWS, "paper", dict(list(ablate.PAPER.items())[:1]))
+    few = {"paper": dict(list(learned.find("stepprune").ABLATIONS["paper"].items())[:1])}
+    monkeypatch.setattr(learned.find("stepprune"), "ABLATIONS", few)
     base = options(tiny_checkpoint, tmp_path / "x.safetensors", steps=1)
     folder = tmp_path / "t"
     results = ablate.run(base, folder, PocketSupplies(), seeds=(3, 4))
@@ -413,7 +415,7 @@ def test_ablate(tiny_checkpoint, tmp_path, few_held_out, monkeypatch, capsys):
 
 def test_every_ablation_changes_one_thing(tiny_checkpoint, tmp_path):
     base = options(tiny_checkpoint, tmp_path / "x.safetensors")
-    rows = ablate.variants(base, tmp_path, list(ablate.ROWS))
+    rows = ablate.variants(base, tmp_path, list(learned.find("stepprune").ABLATIONS))
     settings = [replace(row, out=base.out) for row in rows.values()]
     assert settings[0] == base and len({str(s) for s in settings}) == len(rows) == len(
         {r.out for r in rows.values()}
@@ -434,7 +436,7 @@ def test_ablations_are_means_over_seeds():
 
 def test_default_place_of_a_checkpoint(monkeypatch, tmp_path):
     """Where it is found without being named; a shipped one is not in the way, and is not replaced."""
-    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    monkeypatch.setattr(checkpoints, "folder", lambda kind: tmp_path)
     places = []
     monkeypatch.setattr(train_module, "train", lambda o, *_: places.append(o.out))
     command = ["train", "stepprune", "--backbone", "pocket-llava", "--target-tokens", "8"]
@@ -446,7 +448,12 @@ def test_default_place_of_a_checkpoint(monkeypatch, tmp_path):
     (found.parent / ".k8.training").mkdir()  # a run of the user's own
     assert app.main(command) == 0
     assert app.main([*command, "--out", "x.safetensors"]) == 0
-    assert places == [found, policies.LOCAL / "pocket-llava" / "k8.safetensors", found, Path("x.safetensors")]
+    assert places == [
+        found,
+        policies.LOCAL / "stepprune/pocket-llava/k8.safetensors",
+        found,
+        Path("x.safetensors"),
+    ]
 
 
 def test_bad_options(tiny_checkpoint, tmp_path):

@@ -1,45 +1,19 @@
 """Variants of the method, each trained and measured in the same way at a reduced number of steps and at the
-same mean K: Table 4 (encoder direction, score aggregation), our own switches, what the paper leaves open."""
+same mean K: those that the method names (`methods.learned.Learned.ABLATIONS`)."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from methods import learned
 from methods.stepprune.training.data import Supplies
 from methods.stepprune.training.options import AblationOptions, TrainOptions
 from methods.stepprune.training.train import train
-
-#: the paper's rows (Table 4): what differs from the method
-PAPER: dict[str, dict[str, object]] = {
-    "encoder: causal": {"causal_encoder": True},
-    "aggregation: last step": {"aggregation": "last"},
-    "aggregation: uniform sum": {"aggregation": "uniform"},
-    "aggregation: alive, gamma = 1": {"aggregation": "alive"},
-}
-#: rows that are ours
-OURS: dict[str, dict[str, object]] = {
-    "K-bar of the batch": {"k_from": "batch"},
-    "no straight-through chain": {"chain": 0},
-}
-#: what the paper leaves open, one value changed at a time
-OPEN: dict[str, dict[str, object]] = {
-    "temperature 0.1": {"temperature": 0.1},
-    "temperature 0.5": {"temperature": 0.5},
-    "sharpness 1 to 4": {"sharpness": 1.0, "final_sharpness": 4.0},
-    "gamma 0.97": {"gamma": 0.97},
-    "alpha at 1 after a quarter": {"text_gate_until": 0.25},
-    "learning rate 2e-4": {"lr": 2e-4},
-    "learning rate 8e-4": {"lr": 8e-4},
-    "two decoder layers": {"decoder_layers": 2},
-    "pointer: attention logits": {"pointer": "attention", "decoder_layers": 2},
-}
-#: by the name that `--rows` takes; the method itself is the first row of every choice
-ROWS = {"paper": PAPER, "ours": OURS, "open": OPEN}
 
 #: row -> seed -> the training's summary
 Results = dict[str, dict[int, dict]]
@@ -47,9 +21,9 @@ Results = dict[str, dict[int, dict]]
 
 def variants(base: TrainOptions, folder: Path, groups: Sequence[str]) -> dict[str, TrainOptions]:
     """Options of the method and of each row of the groups; checkpoints stand in `folder`."""
-    rows: dict[str, dict[str, object]] = {"stepprune": {}}
+    rows: dict[str, Mapping[str, object]] = {base.method: {}}
     for group in groups:
-        rows |= ROWS[group]
+        rows |= learned.find(base.method).ABLATIONS.get(group, {})
     return {
         name: replace(base, out=folder / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.safetensors", **changes)
         for name, changes in rows.items()
@@ -68,7 +42,7 @@ def run(
 
     A row's accuracy stands on held-out questions (Pocket-8's calibration split, answers right in every
     token, teacher-forced, over vanilla's), the stop bias calibrated to the target on the same ones: it
-    orders variants. The leaderboard's own measure is `run_all.py --methods stepprune:checkpoint=FILE`.
+    orders variants. The leaderboard's own measure is `run_all.py --methods METHOD:checkpoint=FILE`.
     """
     results: Results = {}
     for seed in seeds:

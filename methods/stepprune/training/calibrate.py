@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from methods import learned
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
-from methods.stepprune.policy import Policy, counts
+from methods.stepprune.policy import counts
 from methods.stepprune.training.data import Supplies, held_out
 from methods.stepprune.training.objective import Batch, FrozenModel
 from methods.stepprune.training.options import CalibrateOptions
@@ -22,17 +24,18 @@ SPREAD = (0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2
 
 
 @torch.no_grad()
-def collect(policy: Policy, frozen: FrozenModel, batches: Iterable[Batch]) -> Tensor:
-    """The margins of `Policy.explore` of every question, [Q, S]: all that calibration needs."""
+def collect(policy: nn.Module, frozen: FrozenModel, batches: Iterable[Batch]) -> Tensor:
+    """The policy's margins of every question, [Q, S]: all that calibration needs."""
     found = []
     for batch in batches:
         words, valid = frozen.words(batch)
-        found.append(policy.explore(policy.remember(batch.features, words, batch.valid, valid))[1].cpu())
-    return torch.cat(found)
+        found.append(policy.margins(batch.features, words, batch.valid, valid).cpu())
+    longest = max(own.shape[1] for own in found)  # DiffPrune's are as many as an image has tokens
+    return torch.cat([F.pad(own, (0, longest - own.shape[1]), value=-math.inf) for own in found])
 
 
 def bias_for(margins: Tensor, tokens: float) -> float:
-    """The further stop bias whose mean K is nearest to `tokens`. Raises UserError if no bias gives so many.
+    """The further bias whose mean K is nearest to `tokens`. Raises UserError if no bias gives so many.
 
     K changes where the bias passes a running minimum of a question's margins. What is returned lies in the
     middle between two of them: at the edge itself, rounding would decide.
@@ -42,7 +45,7 @@ def bias_for(margins: Tensor, tokens: float) -> float:
     least, most = always / len(margins), ever / len(margins)
     if not least <= tokens <= most:
         raise UserError(
-            f"stepprune: this policy takes {least:.0f} to {most:.0f} tokens (its max_steps); a mean of "
+            f"this policy takes {least:.0f} to {most:.0f} tokens (StepPrune's: its max_steps); a mean of "
             f"{tokens:g} needs one trained with another --max-steps"
         )
     edges, sizes = running[running.isfinite()].unique(return_counts=True)
@@ -55,7 +58,7 @@ def bias_for(margins: Tensor, tokens: float) -> float:
 
 
 def table(margins: Tensor, wanted: Iterable[float], base: float) -> list[tuple[float, float]]:
-    """(mean K, stop bias) for each wanted mean that can be had, ascending. base: the bias already in the
+    """(mean K, bias) for each wanted mean that can be had, ascending. base: the bias already in the
     margins; what is returned includes it."""
     found = {}
     for tokens in wanted:
@@ -68,22 +71,23 @@ def table(margins: Tensor, wanted: Iterable[float], base: float) -> list[tuple[f
 
 
 def add_calibration(
-    found: checkpoints.Checkpoint, policy: Policy, margins: Tensor, wanted: Iterable[float]
+    found: checkpoints.Checkpoint, policy: nn.Module, margins: Tensor, wanted: Iterable[float]
 ) -> None:
     """Put the mean K at the policy's own bias, and the biases for `wanted` means, in a checkpoint's
     description (not yet on disk)."""
-    base = float(policy.stop_bias)
+    base = float(policy.bias)
     found.tokens = float(counts(margins, 0.0).double().mean())
     pairs = dict(found.calibration) | dict(table(margins, wanted, base)) | {found.tokens: base}
     found.calibration = sorted(pairs.items())
 
 
 def run(options: CalibrateOptions, supplies: Supplies) -> int:
-    """`python -m harness calibrate stepprune`. supplies: see `methods.stepprune.training.data.Supplies`."""
+    """`python -m harness calibrate METHOD`. supplies: see `methods.stepprune.training.data.Supplies`."""
+    kind = learned.find(options.method).kind()
     path = Path(options.checkpoint)
     if not path.exists():
-        path = checkpoints.SHIPPED / options.backbone / options.checkpoint
-    found = checkpoints.read(path)
+        path = checkpoints.folder(kind) / options.backbone / options.checkpoint
+    found = checkpoints.read(path, kind)
     backbone = supplies.backbone(options.backbone, options.device)
     frozen = FrozenModel(backbone.model, backbone.adapter)
     found.check(frozen.width, frozen.text_width)
@@ -94,6 +98,6 @@ def run(options: CalibrateOptions, supplies: Supplies) -> int:
     add_calibration(found, policy, margins, options.tokens)
     found.save_description()
     for tokens in options.tokens:
-        k = counts(margins, found.bias_for(tokens) - float(policy.stop_bias)).double()
-        print(f"mean {tokens:g}: stop bias {found.bias_for(tokens):.4f}, K {k.mean():.1f} ± {k.std():.1f}")
+        k = counts(margins, found.bias_for(tokens) - float(policy.bias)).double()
+        print(f"mean {tokens:g}: bias {found.bias_for(tokens):.4f}, K {k.mean():.1f} ± {k.std():.1f}")
     return 0

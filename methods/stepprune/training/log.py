@@ -16,6 +16,7 @@ PARTS = {
     "text": "policy.encoder.text",
     "decoder": "policy.decoder",
     "pointer": "policy.pointer",
+    "head": "policy.head",
     "stop": "policy.stop",
     "start": "policy.start",
     "denoiser": "denoiser",
@@ -23,12 +24,14 @@ PARTS = {
 
 
 def gradient_norms(module: nn.Module) -> dict[str, float]:
-    """Norm of the gradient of each part, before clipping; nan for a part there is not."""
-    squares = {part: [] for part in PARTS}
-    for name, parameter in module.named_parameters():
-        for part, prefix in PARTS.items():
-            if name.startswith(prefix) and parameter.grad is not None:
-                squares[part].append(parameter.grad.square().sum())
+    """Norm of the gradient of each part that there is, before clipping; nan if none reached it."""
+    squares: dict[str, list[torch.Tensor]] = {}
+    for part, prefix in PARTS.items():
+        for name, parameter in module.named_parameters():
+            if name.startswith(prefix):
+                own = squares.setdefault(part, [])
+                if parameter.grad is not None:
+                    own.append(parameter.grad.square().sum())
     return {
         f"grad_{part}": float(torch.stack(found).sum().sqrt()) if found else float("nan")
         for part, found in squares.items()

@@ -196,18 +196,83 @@ class Outcome:
     steps: int
 
 
-class Objective(nn.Module):
-    """L = L_LM + lambda E[K] / N (Eq. 15). Its parameters are all that is trained."""
+class GatedObjective(nn.Module):
+    """A policy trained through the gate (Eqs. 12 to 14): what StepPrune and its one-shot sibling share. Its
+    parameters are all that is trained.
 
-    def __init__(self, policy: Policy, denoiser: LocalDenoiser, frozen: FrozenModel, config: ObjectiveConfig):
+    slots: see `ObjectiveConfig`.
+    """
+
+    def __init__(
+        self, policy: nn.Module, denoiser: LocalDenoiser, frozen: FrozenModel, slots: int | None = None
+    ):
         super().__init__()
-        self.policy, self.denoiser = policy, denoiser
-        self.config = config
+        self.policy, self.denoiser, self.slots = policy, denoiser, slots
         self._frozen = (frozen,)
 
     @property
     def frozen(self) -> FrozenModel:
         return self._frozen[0]
+
+    def lm_loss(self, batch: Batch, gates: Tensor, choices: Choices, seed: int) -> tuple[Tensor, Tensor]:
+        """Of the gated and denoised sequence, see `FrozenModel.loss`.
+
+        Args:
+            batch: B samples of N visual tokens.
+            gates: [B, N] in 0..1.
+            choices: what was chosen, which has the first right to a slot.
+            seed: of the noise.
+        """
+        tokens, generator = self.gated(batch, gates, seed)
+        places, valid = self._slots(choices, batch.valid, generator, batch.features.shape[1]), None
+        tokens = self.denoiser(tokens)
+        if places is not None:
+            tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+            valid = None if batch.valid is None else batch.valid.gather(1, places)
+        return self.frozen.loss(batch, tokens, places, valid)
+
+    def gated(self, batch: Batch, gates: Tensor, seed: int) -> tuple[Tensor, torch.Generator]:
+        """Eq. 13's tokens, [B, N, d], and the generator that made their noise."""
+        generator = torch.Generator(gates.device).manual_seed(seed)
+        noise = torch.randn(
+            batch.features.shape, generator=generator, device=gates.device, dtype=batch.features.dtype
+        )
+        return noise_gate(batch.features, gates, noise, batch.valid), generator
+
+    def chosen(self, batch: Batch, step: Step) -> tuple[Choices, Tensor]:
+        """What inference keeps, and the gates of training, [B, N]; without gradient."""
+        raise NotImplementedError
+
+    def settled(self) -> dict[str, object]:
+        """Values that follow from the options, for a checkpoint's description."""
+        return {}
+
+    def also(self, batch: Batch) -> dict[str, Choices]:
+        """Further choices of inference to be compared, by the pathway's name."""
+        return {}
+
+    def _slots(
+        self, choices: Choices, valid: Tensor | None, generator: torch.Generator, n: int
+    ) -> Tensor | None:
+        """Which of n places the language model reads, int64 [B, slots]: what was chosen, in order of choice,
+        then others at random, padding last. None: all places."""
+        slots = self.slots
+        if slots is None or slots >= n:
+            return None
+        priority = torch.rand(len(choices.count), n + 1, generator=generator, device=choices.order.device)
+        if valid is not None:
+            priority[:, :n].masked_fill_(~valid, -1)
+        steps = torch.arange(choices.order.shape[1], device=choices.order.device)
+        priority = priority.scatter(1, choices.order, (n - steps).float().expand(choices.order.shape))[:, :n]
+        return priority.topk(slots, 1).indices.sort(1).values
+
+
+class Objective(GatedObjective):
+    """L = L_LM + lambda E[K] / N (Eq. 15)."""
+
+    def __init__(self, policy: Policy, denoiser: LocalDenoiser, frozen: FrozenModel, config: ObjectiveConfig):
+        super().__init__(policy, denoiser, frozen, config.slots)
+        self.config = config
 
     def forward(self, batch: Batch, step: Step) -> Outcome:
         words, valid_words = self.frozen.words(batch)
@@ -219,16 +284,7 @@ class Objective(nn.Module):
             p = with_held_length(p, choices, self.policy.config.temperature)
         length = expected_length(p, choices)
         gates = self.gates(p, choices, length, step, batch.valid)
-        generator = torch.Generator(gates.device).manual_seed(step.seed)
-        noise = torch.randn(
-            batch.features.shape, generator=generator, device=gates.device, dtype=batch.features.dtype
-        )
-        tokens = self.denoiser(noise_gate(batch.features, gates, noise, batch.valid))
-        places, valid = self._slots(choices, batch.valid, generator, batch.features.shape[1]), None
-        if places is not None:
-            tokens = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
-            valid = None if batch.valid is None else batch.valid.gather(1, places)
-        lm_loss, right = self.frozen.loss(batch, tokens, places, valid)
+        lm_loss, right = self.lm_loss(batch, gates, choices, step.seed)
         loss = lm_loss + step.length_weight * (length / batch.visual_tokens).mean()
         return Outcome(
             loss,
@@ -242,6 +298,17 @@ class Objective(nn.Module):
             choices.order.shape[1],
         )
 
+    def settled(self) -> dict[str, object]:
+        return {"gamma": self.config.gamma}
+
+    @torch.no_grad()
+    def chosen(self, batch: Batch, step: Step) -> tuple[Choices, Tensor]:
+        words, valid_words = self.frozen.words(batch)
+        memory = self.policy.remember(batch.features, words, batch.valid, valid_words, step.alpha)
+        choices = trimmed(self.policy.decode(memory))
+        p = self.policy.replay(memory, choices, 0)
+        return choices, self.gates(p, choices, expected_length(p, choices), step, batch.valid)
+
     def gates(
         self, p: Tensor, choices: Choices, length: Tensor, step: Step, valid: Tensor | None = None
     ) -> Tensor:
@@ -252,42 +319,19 @@ class Objective(nn.Module):
             k = choices.count + (length - length.detach())
         return soft_topk(s, k, step.sharpness, valid)
 
-    def _slots(
-        self, choices: Choices, valid: Tensor | None, generator: torch.Generator, n: int
-    ) -> Tensor | None:
-        """Which of n places the language model reads, int64 [B, slots]: what was chosen, in order of choice,
-        then others at random, padding last. None: all places."""
-        slots = self.config.slots
-        if slots is None or slots >= n:
-            return None
-        priority = torch.rand(len(choices.count), n + 1, generator=generator, device=choices.order.device)
-        if valid is not None:
-            priority[:, :n].masked_fill_(~valid, -1)
-        steps = torch.arange(choices.order.shape[1], device=choices.order.device)
-        priority = priority.scatter(1, choices.order, (n - steps).float().expand(choices.order.shape))[:, :n]
-        return priority.topk(slots, 1).indices.sort(1).values
-
 
 PATHWAYS = ("vanilla", "gated", "gated, no denoiser", "hard", "hard, denoised")
 
 
 @torch.no_grad()
-def compare_pathways(objective: Objective, batch: Batch, step: Step) -> dict[str, tuple[float, float]]:
+def compare_pathways(objective: GatedObjective, batch: Batch, step: Step) -> dict[str, tuple[float, float]]:
     """LM loss and share of right answers of one batch: nothing pruned; the training pathway with and without
     its denoiser; the hard subset of inference without and with it. The selection is the same in all."""
-    frozen, policy, denoiser = objective.frozen, objective.policy, objective.denoiser
-    words, valid_words = frozen.words(batch)
-    memory = policy.remember(batch.features, words, batch.valid, valid_words, step.alpha)
-    choices = trimmed(policy.decode(memory))
-    p = policy.replay(memory, choices, 0)
-    gates = objective.gates(p, choices, expected_length(p, choices), step, batch.valid)
-    generator = torch.Generator(gates.device).manual_seed(step.seed)
-    noise = torch.randn(
-        batch.features.shape, generator=generator, device=gates.device, dtype=batch.features.dtype
-    )
-    gated = noise_gate(batch.features, gates, noise, batch.valid)
+    frozen, denoiser = objective.frozen, objective.denoiser
+    choices, gates = objective.chosen(batch, step)
+    gated, _ = objective.gated(batch, gates, step.seed)
     places, valid = padded_places(choices)
-    hard = batch.features.gather(1, places[..., None].expand(-1, -1, batch.features.shape[-1]))
+    hard = at_places(batch, places)
     losses = (
         frozen.loss(batch, batch.features),
         frozen.loss(batch, denoiser(gated)),
@@ -295,7 +339,16 @@ def compare_pathways(objective: Objective, batch: Batch, step: Step) -> dict[str
         frozen.loss(batch, hard, places, valid),
         frozen.loss(batch, denoiser(hard), places, valid),
     )
-    return {name: (float(loss), float(right)) for name, (loss, right) in zip(PATHWAYS, losses)}
+    found = dict(zip(PATHWAYS, losses))
+    for name, others in objective.also(batch).items():
+        places, valid = padded_places(others)
+        found[name] = frozen.loss(batch, at_places(batch, places), places, valid)
+    return {name: (float(loss), float(right)) for name, (loss, right) in found.items()}
+
+
+def at_places(batch: Batch, places: Tensor) -> Tensor:
+    """The visual tokens at int64 [B, V], [B, V, d]."""
+    return batch.features.gather(1, places[..., None].expand(-1, -1, batch.features.shape[-1]))
 
 
 def padded_places(choices: Choices) -> tuple[Tensor, Tensor]:

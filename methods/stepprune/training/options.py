@@ -23,10 +23,12 @@ class TrainOptions:
     start_from: a checkpoint whose weights are gone on from (ours), instead of random ones.
 
     Exactly one of target_tokens and length_weight is given. batch_size: questions a process and micro-step,
-    `questions` of them on each image; accumulate: micro-steps a step.
+    `questions` of them on each image; accumulate: micro-steps a step. method: a learned method's name; its
+    module `methods.<name>.learned` says which options it has no use for, and which defaults are its own.
     """
 
     out: Path
+    method: str = "stepprune"
     backbone: str = "pocket-llava"
     target_tokens: float | None = None
     length_weight: float | None = None
@@ -47,6 +49,8 @@ class TrainOptions:
     final_sharpness: float = 0.3
     gamma: float | None = None
     aggregation: Aggregation = "full"
+    #: whether the encoder reads the prompt
+    text: Literal["on", "off"] = "on"
     causal_encoder: bool = False
     decoder_layers: int = 1
     pointer: Literal["projection", "attention"] = "projection"
@@ -106,7 +110,7 @@ class AblationOptions:
         target_tokens: Mean K wanted where neither it nor a length weight is given.
     """
 
-    folder: Path = Path("results/stepprune/ablations")
+    folder: Path
     rows: tuple[Rows, ...] = ("paper",)
     seeds: int = 1
     steps: int = 60
@@ -123,6 +127,7 @@ class CalibrateOptions:
         backbone: Name or folder.
         images: Held-out images, each with eight questions.
         device: cpu or cuda.
+        method: A learned method's name.
     """
 
     checkpoint: str
@@ -130,3 +135,4 @@ class CalibrateOptions:
     backbone: str = "pocket-llava"
     images: int = 48
     device: str = "cpu"
+    method: str = "stepprune"

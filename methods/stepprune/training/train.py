@@ -1,5 +1,6 @@
-"""Training a policy on a frozen backbone: `python -m harness train stepprune`, or the same under `accelerate
-launch` for several GPUs.
+"""Training a policy on a frozen backbone: `python -m harness train METHOD`, or the same under `accelerate
+launch` for several GPUs. What is particular to a method comes from its `methods.learned.Learned`; StepPrune's
+starting values are here.
 
 The paper's: AdamW, cosine decay, alpha annealed 0 to 1, LM loss + lambda E[K] / N at a fixed lambda
 (`--length-weight`). Ours: a stop bias that holds a wanted mean K (`--target-tokens`), the
@@ -16,19 +17,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from methods import learned
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
-from methods.stepprune.policy import Policy, PolicyConfig, counts
+from methods.stepprune.policy import InputEncoder, Policy, PolicyConfig, counts
 from methods.stepprune.training import calibrate, state
 from methods.stepprune.training.data import Collator, LlavaInstructions, Source, Supplies, held_out
 from methods.stepprune.training.log import Log, gradient_norms, plot
 from methods.stepprune.training.objective import (
     Batch,
     FrozenModel,
+    GatedObjective,
     Objective,
     ObjectiveConfig,
     Outcome,
@@ -121,6 +124,14 @@ class LengthControl:
 
 
 @torch.no_grad()
+def start_words(encoder: InputEncoder, frozen: FrozenModel, batch: Batch) -> None:
+    """Give W_p random weights that bring the batch's words to unit scale (ours)."""
+    words, valid = frozen.words(batch)
+    scale = words[valid].float().square().mean().sqrt()
+    encoder.text.weight.normal_(0, 1 / (float(scale) * words.shape[2] ** 0.5))
+
+
+@torch.no_grad()
 def initialise(policy: Policy, frozen: FrozenModel, batch: Batch) -> None:
     """Starting values that depend on the data (ours).
 
@@ -129,9 +140,8 @@ def initialise(policy: Policy, frozen: FrozenModel, batch: Batch) -> None:
     at the mean of theirs.
     """
     words, valid = frozen.words(batch)
-    scale = words[valid].float().square().mean().sqrt()
-    text = policy.encoder.text.weight
-    text.normal_(0, 1 / (float(scale) * text.shape[1] ** 0.5))
+    if policy.config.text:
+        start_words(policy.encoder, frozen, batch)
     rows = policy.encoder(batch.features, words, batch.valid, valid, 1.0)
     policy.stop.copy_((rows if batch.valid is None else rows[batch.valid]).mean(tuple(range(rows.ndim - 1))))
     memory = policy.remember(batch.features, words, batch.valid, valid)
@@ -150,10 +160,12 @@ def start_at(policy: Policy, frozen: FrozenModel, batch: Batch, tokens: float) -
     policy.stop_bias.add_(calibrate.bias_for(margins, tokens))
 
 
-def go_on_from(path: Path, policy: Policy, denoiser: LocalDenoiser) -> None:
+def go_on_from(path: Path, policy: nn.Module, denoiser: LocalDenoiser) -> None:
     """Take the weights of a checkpoint. Raises UserError if it is not there or of another shape."""
-    found = checkpoints.read(path)
-    if replace(found.config, max_steps=policy.config.max_steps) != policy.config:
+    found = checkpoints.read(path, type(policy.config))
+    # how many steps there may be is no part of the weights
+    free = {"max_steps": policy.config.max_steps} if hasattr(policy.config, "max_steps") else {}
+    if replace(found.config, **free) != policy.config:
         raise UserError(f"--start-from {path}: that policy has another shape than this run's")
     for module, trained in zip((policy, denoiser), found.load()):
         module.load_state_dict(trained.state_dict())
@@ -170,6 +182,7 @@ def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> O
         pointer=options.pointer,
         temperature=options.temperature,
         max_steps=options.max_steps or min(n + 1, math.ceil(3 * options.tokens)),
+        text=options.text == "on",
     )
     torch.manual_seed(options.seed)
     policy, denoiser = Policy(config), LocalDenoiser(frozen.width)
@@ -194,7 +207,7 @@ def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> O
     )
 
 
-def parameter_groups(objective: Objective, options: TrainOptions) -> list[dict]:
+def parameter_groups(objective: GatedObjective, options: TrainOptions) -> list[dict]:
     """Two learning rates; no decay of vectors."""
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in objective.named_parameters():
@@ -234,9 +247,10 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
         raise UserError(f"--target-tokens must be 1 to {most}, the tokens of an image")
     source, collate = data_source(options, backbone, supplies), Collator(backbone, frozen)
     images = options.batch_size // options.questions
-    objective = new_objective(options, frozen, collate([source[i] for i in range(images)]))
+    method = learned.find(options.method)
+    objective = method.new_objective(options, frozen, collate([source[i] for i in range(images)]))
     optimiser = torch.optim.AdamW(parameter_groups(objective, options), betas=(0.9, 0.98))
-    control = LengthControl(options.target_tokens, options.tokens)
+    control = LengthControl(options.target_tokens if method.holds(options) else None, options.tokens)
     start, seconds = 0, 0.0
     if options.resume:
         facts = state.load(options.working_folder, objective, optimiser, state.settings(options))
@@ -251,10 +265,11 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
     supply = batches(source, collate, numbers, images, options.workers)
     main = accelerator.is_main_process
     if main:
-        log = Log(options.log, options.log_every, objective.policy.config.max_steps, start)
+        most = getattr(objective.policy.config, "max_steps", most)
+        log = Log(options.log, options.log_every, most, start)
     stop_at = min(options.steps, options.stop_at or options.steps)
     bar = tqdm(
-        total=options.steps, initial=start, desc="stepprune", unit="step", disable=None if main else True
+        total=options.steps, initial=start, desc=options.method, unit="step", disable=None if main else True
     )
     clock = time.monotonic()
     for step in range(start, stop_at):
@@ -283,11 +298,11 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
         margins = accelerator.gather(torch.cat(margins)).cpu()
         means = accelerator.gather(torch.stack(reports)).mean(0).tolist()
         count = counts(margins, 0.0).float()
-        objective.policy.stop_bias.add_(control.update(margins))
+        objective.policy.bias.add_(control.update(margins))
         if main:
             row = dict(zip(REPORTED, means))
             row |= {"count": float(count.mean()), "count_std": float(count.std())}
-            row |= {"stop_bias": float(objective.policy.stop_bias)}
+            row |= {"stop_bias": float(objective.policy.bias)}
             row |= {"alpha": now.alpha, "sharpness": now.sharpness}
             log.add(step + 1, row | norms, [int(c) for c in count])
             bar.set_postfix(
@@ -343,7 +358,7 @@ def _finish(options, supplies, backbone, frozen, objective, seconds, control) ->
     policy, held = objective.policy, list(held_out(supplies.held_out(backbone), backbone, frozen))
     margins = calibrate.collect(policy, frozen, held)
     if options.target_tokens is not None:  # training held the mean of its own questions
-        policy.stop_bias.add_(calibrate.bias_for(margins, options.target_tokens))
+        policy.bias.add_(calibrate.bias_for(margins, options.target_tokens))
         margins = calibrate.collect(policy, frozen, held)
     found = checkpoints.Checkpoint(options.out, policy.config, options.backbone)
     mean = float(counts(margins, 0.0).double().mean())
@@ -354,11 +369,10 @@ def _finish(options, supplies, backbone, frozen, objective, seconds, control) ->
     if frozen.adapter.visual_tokens is None:
         sizes = torch.cat([batch.visual_tokens for batch in held])
         found.visual_tokens = float(sizes.double().mean())
+    left_out = {"out", "resume", "stop_at", "device", "workers", "cost"} | learned.find(options.method).UNUSED
     found.training = {
-        k: str(v) if isinstance(v, Path) else v
-        for k, v in asdict(options).items()
-        if k not in ("out", "resume", "stop_at", "device", "workers", "cost")
-    } | {"backbone_weights": backbone.describe()["weights"], "gamma": objective.config.gamma}
+        k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in left_out
+    } | {"backbone_weights": backbone.describe()["weights"], **objective.settled()}
     for folder in ("data", "images", "start_from"):  # a name, not a place on somebody's disk
         if found.training[folder]:
             found.training[folder] = Path(found.training[folder]).name

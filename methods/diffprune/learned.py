@@ -1,0 +1,62 @@
+"""DiffPrune as a method that is trained: see `methods.learned.Learned`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+DEFAULTS: Mapping[str, object] = {
+    "text": "off",
+    # temperature 2.0 to 0.1, as in 2605.28051
+    "sharpness": 0.25,
+    "final_sharpness": 5.0,
+}
+PRESETS: Mapping[str, Mapping[str, object]] = {}
+UNUSED = frozenset(
+    {
+        "length_weight", "aggregation", "causal_encoder", "decoder_layers", "pointer", "temperature",
+        "max_steps", "gamma", "chain",
+    }
+)  # fmt: skip
+ABLATIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    "ours": {"with text": {"text": "on"}, "one K for the batch": {"k_from": "batch"}},
+    "open": {"sharpness 0.2 to 0.3": {"sharpness": 0.2, "final_sharpness": 0.3}},
+}
+
+
+def kind() -> type:
+    from methods.diffprune.policy import ScorerConfig
+
+    return ScorerConfig
+
+
+def new_objective(options, frozen, batch):
+    import torch
+
+    from methods.diffprune.objective import OneShotObjective
+    from methods.diffprune.policy import Scorer, ScorerConfig
+    from methods.stepprune.gate import LocalDenoiser
+    from methods.stepprune.training.train import go_on_from, start_words
+
+    torch.manual_seed(options.seed)
+    policy = Scorer(ScorerConfig(frozen.width, frozen.text_width, options.text == "on"))
+    denoiser = LocalDenoiser(frozen.width)
+    policy.to(batch.features.device)
+    if options.start_from is not None:
+        go_on_from(options.start_from, policy, denoiser)
+        policy.threshold.zero_()
+    elif options.text == "on":
+        start_words(policy.encoder, frozen, batch)
+    denoiser.to(batch.features.device)
+    return OneShotObjective(policy, denoiser, frozen, options.tokens, options.k_from, options.slots)
+
+
+def holds(options) -> bool:
+    return False
+
+
+def checkpoint_name(options) -> str:
+    return f"k{options.target_tokens:g}" + "-text" * (options.text == "on")
+
+
+def serves(options) -> bool:
+    return True

@@ -1,0 +1,62 @@
+"""StepPrune as a method that is trained: see `methods.learned.Learned`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+DEFAULTS: Mapping[str, object] = {}
+PRESETS: Mapping[str, Mapping[str, object]] = {}
+UNUSED: frozenset[str] = frozenset()
+
+ABLATIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    # Table 4: what differs from the method
+    "paper": {
+        "encoder: causal": {"causal_encoder": True},
+        "aggregation: last step": {"aggregation": "last"},
+        "aggregation: uniform sum": {"aggregation": "uniform"},
+        "aggregation: alive, gamma = 1": {"aggregation": "alive"},
+    },
+    "ours": {
+        "K-bar of the batch": {"k_from": "batch"},
+        "no straight-through chain": {"chain": 0},
+        "no text": {"text": "off"},
+    },
+    # what the paper leaves open, one value changed at a time
+    "open": {
+        "temperature 0.1": {"temperature": 0.1},
+        "temperature 0.5": {"temperature": 0.5},
+        "sharpness 1 to 4": {"sharpness": 1.0, "final_sharpness": 4.0},
+        "gamma 0.97": {"gamma": 0.97},
+        "alpha at 1 after a quarter": {"text_gate_until": 0.25},
+        "learning rate 2e-4": {"lr": 2e-4},
+        "learning rate 8e-4": {"lr": 8e-4},
+        "two decoder layers": {"decoder_layers": 2},
+        "pointer: attention logits": {"pointer": "attention", "decoder_layers": 2},
+    },
+}
+
+
+def kind() -> type:
+    from methods.stepprune.policy import PolicyConfig
+
+    return PolicyConfig
+
+
+def new_objective(options, frozen, batch):
+    from methods.stepprune.training import train
+
+    return train.new_objective(options, frozen, batch)
+
+
+def holds(options) -> bool:
+    return options.target_tokens is not None
+
+
+def checkpoint_name(options) -> str:
+    target, weight = options.target_tokens, options.length_weight
+    name = f"k{target:g}" if target is not None else f"lambda{weight:g}"
+    return name if options.text == "on" else f"{name}-no-text"
+
+
+def serves(options) -> bool:
+    return options.text == "on"
