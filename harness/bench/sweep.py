@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.run import preflight
 from harness.run.config import RunConfig
 from harness.run.runner import check_writable
 from harness.run.session import Session
+from harness.run.sweep import VISION_CACHE_BYTES, Seat, answer_all
 from harness.store import records
 
 
@@ -52,31 +54,26 @@ def run(config: RunConfig, report: Path) -> int:
 
 def _answer(session: Session, out: Path, together: bool) -> tuple[float, dict]:
     """Seconds for answering every cell, and {(task, cell key, row): text}. Task building is not timed."""
-    from harness.run.sweep import VISION_CACHE_BYTES, answer_all
-
     seconds, answers = 0.0, {}
     for documents in session.documents:
         task = session.task(documents)
         cells = [c for c in session.cells if c.benchmark is documents.benchmark]
         seats = session.seats(documents, cells, out)
-        groups = [seats] if together else [[seat] for seat in seats]
-        for group in groups:
-            start = time.perf_counter()
-            if together:
-                answer_all(
-                    session.backbone,
-                    task,
-                    group,
-                    session.config.batch_size,
-                    time.perf_counter,
-                    cache_bytes=VISION_CACHE_BYTES,
-                )
-            else:
-                answer_all(session.backbone, task, group, 1, time.perf_counter, cache_bytes=None)
-            seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        answered(session.backbone, task, seats, together, session.config.batch_size)
+        seconds += time.perf_counter() - start
         for seat in seats:
-            if seat.report.error:
-                raise RuntimeError(f"cell {seat.cell.name} failed:\n{seat.report.error}")
             for answer in seat.model.journal.answers.values():
                 answers[seat.cell.benchmark.name, seat.cell.key, answer.row] = answer.text
     return seconds, answers
+
+
+def answered(backbone, task, seats: Sequence[Seat], together: bool, batch_size: int) -> None:
+    """Answer every question of the task in every seat. together: batch by batch in all seats, with a vision
+    cache; else seat by seat at batch size 1, without. Raises RuntimeError if a seat fails."""
+    for group in [seats] if together else [[seat] for seat in seats]:
+        size, cache = (batch_size, VISION_CACHE_BYTES) if together else (1, None)
+        answer_all(backbone, task, group, size, time.perf_counter, cache_bytes=cache)
+    for seat in seats:
+        if seat.report.error:
+            raise RuntimeError(f"cell {seat.cell.name} failed:\n{seat.report.error}")

@@ -202,6 +202,39 @@ def latency(options: LatencyOptions) -> int:
     )
 
 
+BENCH = """\
+examples:
+  python -m harness bench                          on a quiet machine, about five minutes
+  python -m harness bench --methods fastv,divprune --rounds 3 --out DIR
+
+Exit code: 0 all well, 1 the machine was busy or an answer differs, 2 bad input.
+"""
+
+
+@command("bench", examples=BENCH)
+def bench(
+    out: Annotated[Path, option("--out", "folder for bench.json and bench.md", "DIR", as_path)] = Path(
+        "results/bench"
+    ),
+    backbone: Backbone = "pocket-llava",
+    methods: Methods = "all",
+    rounds: Annotated[int, count("--rounds", "pairs of each row", HOW)] = 5,
+) -> int:
+    """What this program's fast ways save, as ratios.
+
+    Shared image prefixes and the sweep against each cell alone; the selection loops of StepPrune, DivPrune
+    and VisPruner against their plain forms. Both ways take turns in one process; where other processes
+    used the machine meanwhile, the number stands in brackets and claims nothing.
+    """
+    specs = tuple(split_specs(methods))
+    from harness.bench import ratios
+    from harness.run import preflight
+
+    preflight.check_methods(specs, (ratios.BUDGET,))
+    preflight.check_place(out)
+    return ratios.run(out, ratios.Options(backbone=backbone, methods=specs, rounds=rounds))
+
+
 SERVE = """\
 examples:
   python -m harness serve-bench --url http://127.0.0.1:8000/v1

@@ -26,6 +26,7 @@ COMMANDS = {
     "calibrate": ["stepprune", "--checkpoint", "k64", "--tokens", "48"],
     "bench-policy": ["stepprune"],
     "serve-bench": ["--url", "http://127.0.0.1:1/v1"],
+    "bench": [],
 }
 #: by the parser of an option's values: what it must refuse
 WRONG = {
@@ -116,6 +117,7 @@ MEANING = {
         "--budget=64 32",
     ],
     "doctor": ["--price 0", "--price -1", "--price nan", "--budget 577", "--methods nosuch", "--device tpu"],
+    "bench": ["--methods nosuch", "--methods fastv:k=x", "--backbone nosuch"],
     "sweep-bench": ["--engine ray", "--methods nosuch", "--budget 577", "--data nowhere"],
     "check": ["nowhere", "README.md", "results nowhere", "--baseline nowhere"],
     "parity": ["--golden nowhere", "--golden README.md", "extra"],
