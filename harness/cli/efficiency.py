@@ -227,10 +227,12 @@ def bench(
     used the machine meanwhile, the number stands in brackets and claims nothing.
     """
     specs = tuple(split_specs(methods))
+    from backbones.hub.find import find
     from harness.bench import ratios
     from harness.run import preflight
 
     preflight.check_methods(specs, (ratios.BUDGET,))
+    find(backbone)
     preflight.check_place(out)
     return ratios.run(out, ratios.Options(backbone=backbone, methods=specs, rounds=rounds))
 

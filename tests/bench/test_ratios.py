@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,7 +50,8 @@ def test_a_busy_machine_claims_nothing(measured):
 def test_bystanders_are_what_others_use(monkeypatch):
     spent = iter([100.0, 130.0])
     monkeypatch.setattr(ratios, "_machine_seconds", lambda: next(spent))
-    monkeypatch.setattr(ratios.time, "monotonic", iter([0.0, 20.0]).__next__)
+    now = iter([0.0, 20.0, 20.0, 40.0])
+    monkeypatch.setattr(ratios, "time", SimpleNamespace(monotonic=lambda: next(now)))
     assert ratios.Bystanders().cores() == pytest.approx(1.5, abs=0.1)
     monkeypatch.setattr(ratios, "_machine_seconds", lambda: float("nan"))
     assert ratios.Bystanders().cores() is None
