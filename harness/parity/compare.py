@@ -28,6 +28,8 @@ A folder `<method>/wide/` holds vectors and a `model/` of its own, on the common
 method with `-wide`. A folder `<method>/text/` is CLIP's side of text for methods that read the question
 (`harness.parity.recorded.load_recorded_text`), and `questions.safetensors` in it has `clip_ids.{i}`.
 
+Random models and images may be left out and described by their seed instead (`harness.parity.drawn`).
+
 Recordings that have a twin with prefix
 `nonoise` hang on a random draw of the released code and are left out. Every recording is made again through
 the public path, `with pruner(model): model.generate(...)`, alone and in one left-padded batch with the other
@@ -232,15 +234,15 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
 
 def _rows(source: Source, subject) -> Iterator[Row | rounds.RoundsRow | LeftOut | str]:
     """All rows of one source; those of VisPruner's rounds, where they are recorded, last."""
+    from harness.parity import drawn, rounds
+
     model, inputs = subject
     if source.text is not None:
         inputs = with_questions(inputs, source.text)
-    yield from check(model, inputs, source.method, _load_file(source.vectors), source.name)
+    yield from check(model, inputs, source.method, drawn.read(source.vectors), source.name)
     steps = source.vectors.with_name("steps.safetensors")
     if source.method == "vispruner" and steps.is_file():
-        from harness.parity import rounds
-
-        yield from rounds.check(_load_file(steps))
+        yield from rounds.check(drawn.read(steps))
 
 
 def _without_recordings(methods: Iterable[str], specs: Iterable[str]) -> Iterator[LeftOut]:
@@ -482,10 +484,10 @@ def _load(golden: Path):
 
 def _load_source(model: Path, inputs: Path, qwen: bool):
     """(model, inputs by number). Raises UserError if a file is missing or incomplete."""
-    from harness.parity import recorded
+    from harness.parity import drawn, recorded
 
     loaded = recorded.load_recorded_qwen(model) if qwen else recorded.load_recorded(model)
-    tensors = _load_file(inputs)
+    tensors = drawn.read(inputs)
     numbers = [int(key.split(".")[1]) for key in tensors if re.fullmatch(r"pixel_values\.\d+", key)]
     sample = _qwen_sample if qwen else _llava_sample
     try:
@@ -496,10 +498,10 @@ def _load_source(model: Path, inputs: Path, qwen: bool):
 
 def with_questions(inputs: Mapping[int, Sample], folder: Path) -> dict[int, Sample]:
     """The inputs with the recorded questions and the text tower in `folder`."""
-    from harness.parity import recorded
+    from harness.parity import drawn, recorded
 
     tower = recorded.load_recorded_text(folder)
-    ids = _load_file(folder / "questions.safetensors")
+    ids = drawn.read(folder / "questions.safetensors")
     return {
         i: replace(sample, question=ids[f"clip_ids.{i}"].tolist(), text=tower) for i, sample in inputs.items()
     }
@@ -517,13 +519,3 @@ def _qwen_sample(tensors: Mapping[str, torch.Tensor], i: int, config) -> Sample:
     pixels = pixels.expand(-1, -1, vision.temporal_patch_size, -1).flatten(1)
     before, after = ids[: places[0]], ids[places[-1] + 1 :]
     return Sample(pixels, before, after, len(places), tensors[f"image_grid_thw.{i}"])
-
-
-def _load_file(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error

@@ -15,9 +15,11 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from harness.parity import drawn
 from methods.clip_text import TextTower
 from methods.errors import UserError
 
@@ -32,10 +34,10 @@ def load_recorded(folder: Path) -> LlavaForConditionalGeneration:
     try:
         told = json.loads((folder / "config.json").read_text())
         weights = {
-            name: load_file(folder / f"{name}.safetensors") for name in ("clip_vision", "llama", "projector")
+            name: drawn.read(folder / f"{name}.safetensors") for name in ("clip_vision", "llama", "projector")
         }
-    except OSError as error:
-        raise UserError(f"no recorded model in {folder}: {error.strerror or error}") from error
+    except (OSError, UserError) as error:
+        raise UserError(f"no recorded model in {folder}: {error}") from error
     llama = dict(told["llama"])
     image_token = llama["vocab_size"]
     vision = CLIPVisionConfig(**told["clip"])
@@ -66,10 +68,15 @@ def load_recorded_qwen(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     if not folder.is_dir():  # transformers would take the path for a name on the hub
         raise UserError(f"no recorded model in {folder}: no such folder")
     try:
+        config = Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            None,
+            config=config,
+            state_dict=drawn.read(folder / "model.safetensors"),
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"no recorded model in {folder}: {str(error).splitlines()[0]}") from error
     wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
     if wrong:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.parity import compare
+from harness.parity import compare, drawn
 from methods.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -111,7 +111,7 @@ def test_recordings_that_are_left_out(recorded):
 def folder(tmp_path):
     """A recording folder with one input and one label."""
     shutil.copytree(GOLDEN / "model", tmp_path / "model")
-    inputs = load_file(GOLDEN / "inputs.safetensors")
+    inputs = drawn.read(GOLDEN / "inputs.safetensors")
     save_file({k: v for k, v in inputs.items() if k.endswith(".3")}, tmp_path / "inputs.safetensors")
     (tmp_path / "fastv").mkdir()
     vectors = load_file(GOLDEN / "fastv/vectors.safetensors")
@@ -195,6 +195,6 @@ def test_folders_that_are_wrong(folder, tmp_path):
     (folder / "inputs.safetensors").unlink()
     with pytest.raises(UserError, match=r"inputs.safetensors"):
         compare.main(folder)
-    (folder / "model/llama.safetensors").unlink()
+    (folder / "model/llama.drawn.json").unlink()
     with pytest.raises(UserError, match="no recorded model"):
         compare.main(folder)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.parity import compare
+from harness.parity import compare, drawn
 from methods.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -101,7 +101,8 @@ def test_command_finds_them(tmp_path, capsys):
     with pytest.raises(UserError, match="qwen_model: no such folder"):
         compare.main(tmp_path)
     weights = tmp_path / "visionzip/qwen/model.safetensors"
-    save_file({k: v for k, v in load_file(weights).items() if "lm_head" not in k}, weights)
+    save_file({k: v for k, v in drawn.read(weights).items() if "lm_head" not in k}, weights)
+    weights.with_name("model.drawn.json").unlink()
     with pytest.raises(UserError, match="do not fit"):
         compare._load_source(weights.parent, weights.with_name("inputs.safetensors"), qwen=True)
     weights.unlink()
