@@ -7,10 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-from backbones import families
-from backbones.families.family import Family
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from backbones.families.family import Family
 
 #: tokens ahead of the image in Vicuna's chat template, for a config.json, which does not tell
 TEXT_BEFORE_IMAGE = 35
@@ -40,6 +42,8 @@ class Shape:
     @property
     def family(self) -> Family:
         """Raises UserError if it is not known."""
+        from backbones import families  # and with them torch, without which much can be told of a shape
+
         return families.of_type(self.body["model_type"])
 
     @functools.cached_property
@@ -99,6 +103,8 @@ def load(name: str) -> Shape:
 
 def from_config_file(path: Path) -> Shape:
     """The shape of a Hugging Face config.json; its name is the folder's. Raises UserError if it is none."""
+    from backbones import families
+
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         config = families.of_type(body["model_type"]).architecture()[0].from_dict(body)

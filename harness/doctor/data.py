@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.doctor.findings import MISSING, NOTE, OK, Finding, from_error
 from harness.tasks.benchmark import Benchmark
-from harness.tasks.schemas import column_problems, row_problems
+from harness.tasks.schemas import column_problems, row_problem
 from harness.tasks.sources import Source, locate
 from methods.errors import UserError
 
@@ -99,7 +99,9 @@ def _problems(benchmark: Benchmark, role: str, source: Source) -> list[str]:
                 own = column_problems(benchmark, role, file.schema_arrow)
                 if not own:
                     batch = next(file.iter_batches(batch_size=FIRST), None)
-                    own = ["no rows"] if batch is None else row_problems(benchmark, role, batch.to_pylist())
+                    rows = batch.to_pylist() if batch is not None else []
+                    found_in = [(n, row_problem(benchmark, role, row)) for n, row in enumerate(rows)]
+                    own = [f"row {n}: {why}" for n, why in found_in if why] if rows else ["no rows"]
                 if not own and benchmark.strata:
                     parts = set(file.read(columns=[benchmark.stratum])[benchmark.stratum].to_pylist())
                     unknown = sorted(parts - set(benchmark.strata))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from PIL.Image import Image
 
 import backbones
+from backbones.images import upright
 from methods.stepprune.training.data import Example
 
 
@@ -45,6 +49,9 @@ class PocketSupplies:
 
     def backbone(self, name: str, device: str):
         return backbones.load(name, device=device)
+
+    def image(self, file: Path) -> Image:
+        return upright(file)
 
     def training(self, backbone, questions: int, seed: int) -> Pocket8:
         return Pocket8("train", questions, seed, backbone.family.any_size)

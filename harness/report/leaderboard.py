@@ -223,7 +223,7 @@ def caption(config: RunConfig, outcome, table: pd.DataFrame, text_tokens: int) -
     if any(lost.values()):
         counts = ", ".join(f"{titles[task]} {n}" for task, n in lost.items() if n)
         lines.append(
-            f"Not asked, since their images cannot be shown to the model: {counts} (rows and reasons: "
+            f"Not asked, since they cannot be shown to the model: {counts} (rows and reasons: "
             "data.unaskable in the records). Scores are over the others."
         )
     if config.blind:

@@ -23,8 +23,7 @@ class LocalEngine:
         self.session, self.team = Session(config), team
 
     def compute(self, todo: Sequence[Cell]) -> Iterator[dict]:
-        """Answer and score the cells, task by task; yields each record once it is on disk, in the first
-        process."""
+        """See `runner.Engine`. Task by task; yields in the first process alone."""
         if not todo:
             return
         from tqdm import tqdm
@@ -37,7 +36,10 @@ class LocalEngine:
                 cells = [c for c in todo if c.benchmark is documents.benchmark]
                 if not cells:
                     continue
-                seats = self._answered(documents, cells, hidden)
+                seats, refused = self._answered(documents, cells, hidden)
+                if refused:
+                    self.session.leave_out(documents, refused)
+                    continue
                 if not self.team.first:
                     continue
                 for seat in seats:
@@ -46,8 +48,11 @@ class LocalEngine:
                     )
                     overall.update()
 
-    def _answered(self, documents, cells: Sequence[Cell], hidden: bool | None) -> list[Seat]:
-        """The cells' seats with all answers in their journals (in the first process), or with an error."""
+    def _answered(
+        self, documents, cells: Sequence[Cell], hidden: bool | None
+    ) -> tuple[list[Seat], dict[int, str]]:
+        """The cells' seats with all answers in their journals (in the first process), or with an error; and,
+        by row, why questions cannot be asked."""
         from tqdm import tqdm
 
         from harness.run.sweep import answer_all
@@ -59,6 +64,7 @@ class LocalEngine:
         questions = list(map(seats[0].model.question, task.instances))
         pending = sum(len(s.model.missing(questions)) for s in seats)
         title = documents.benchmark.title
+        refused: dict[int, str] = {}
         with tqdm(total=pending, desc=title, unit="answer", position=1, leave=False, disable=hidden) as inner:
 
             def progress(seat: Seat, answers: int) -> None:
@@ -74,10 +80,11 @@ class LocalEngine:
                 time.perf_counter,
                 progress,
                 part=(team.rank, team.size),
+                refused=refused,
             )
         if team.size > 1:
             _bring_together(seats, team, session.config)
-        return seats
+        return seats, dict(pair for own in team.gather(list(refused.items())) for pair in own)
 
     def measure(self, methods: Sequence[Method]) -> list[dict]:
         """FLOPs and latency of the methods, vanilla first (see `measure_costs.measure`)."""

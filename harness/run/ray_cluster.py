@@ -78,13 +78,19 @@ class RayEngine:
                 jobs.put((seat, documents))
         for number in range(min(self.workers, len(todo))):
             threading.Thread(target=self._serve, args=(number, jobs, done), daemon=True).start()
+        refused: dict[str, dict[int, str]] = {}
         with tqdm(total=len(todo), desc="cells", unit="cell", disable=None) as bar:
             for _ in todo:
-                seat, documents, problem = done.get()
+                seat, documents, found, problem = done.get()
                 if problem is not None:
                     raise problem
-                yield score_cell.close(session, seat, session.task(documents), documents)
+                if found:
+                    refused.setdefault(documents.benchmark.name, {}).update(found)
+                else:
+                    yield score_cell.close(session, seat, session.task(documents), documents)
                 bar.update()
+        for documents in session.documents:
+            session.leave_out(documents, refused.get(documents.benchmark.name, {}))
 
     def measure(self, methods: Sequence[Method]) -> list[dict]:
         """FLOPs and latency of the methods, by one worker alone."""
@@ -135,35 +141,37 @@ class RayEngine:
             except queue.Empty:
                 return
             try:
-                self._answer(number, seat)
-                done.put((seat, documents, None))
+                done.put((seat, documents, self._answer(number, seat), None))
             except BaseException as error:
-                done.put((seat, documents, error))
+                done.put((seat, documents, {}, error))
                 return
 
-    def _answer(self, number: int, seat) -> None:
-        """Journal all answers to the seat's cell, or set its error. Raises UserError as the worker does."""
+    def _answer(self, number: int, seat) -> dict[int, str]:
+        """Journal all answers to the seat's cell, or set its error; by row, why questions cannot be asked.
+        Raises UserError as the worker does."""
         journal, report, errors = seat.model.journal, seat.report, self._ray.exceptions
         for attempt in range(1, TRIES + 1):
             try:
                 call = self._worker(number).answer.options(num_returns="streaming")
-                for reference in call.remote(seat.cell.key, list(journal.answers.values())):
-                    answers, own = self._ray.get(reference)
+                known = list(journal.answers.values())
+                for reference in call.remote(seat.cell.key, known, self.session.refused):
+                    answers, own, refused = self._ray.get(reference)
                     journal.append(answers)
                     report.computed += len(answers)
                 report.add(replace(own, computed=0))
-                return
+                return refused
             except errors.RayTaskError as error:
                 if isinstance(error.cause, UserError):
                     raise UserError(str(error.cause)) from error
                 report.error = str(error)
-                return
+                return {}
             except errors.RayError as error:
                 self._dismiss(number)
                 what = f"{seat.cell.name} (try {attempt} of {TRIES}): {type(error).__name__}"
                 LOG.warning(f"lost a worker in {what}")
                 lost = error
         report.error = f"{TRIES} Ray workers were lost over this cell, one after the other ({lost})"
+        return {}
 
 
 class _Planning(Session):
@@ -186,11 +194,14 @@ class _Worker:
     def measure(self, methods: list[Method]) -> list[dict]:
         return self._engine.measure(methods)
 
-    def answer(self, key: str, known: list) -> Iterator[tuple[list, object]]:
-        """The answers to the cell that are not `known`, batch by batch, each with the sweep.Report so far."""
+    def answer(self, key: str, known: list, left_out: dict) -> Iterator[tuple[list, object, dict]]:
+        """The answers to the cell that are not `known`, batch by batch, each with the sweep.Report so far and
+        why questions cannot be asked, by row. left_out: `Session.refused` where the command runs."""
         from harness.run.sweep import answered
 
-        session = self._engine.session
+        session, refused = self._engine.session, {}
+        for documents in session.documents:
+            session.leave_out(documents, left_out.get(documents.benchmark.name, {}))
         (cell,) = [c for c in session.cells if c.key == key] or [None]
         if cell is None:
             raise UserError(
@@ -202,9 +213,10 @@ class _Worker:
             (seat,) = session.seats(documents, [cell], Path(scratch))
             seat.model.journal.append(known)
             task, size = session.task(documents), session.config.batch_size
-            for _, _, answers in answered(session.backbone, task, [seat], size, time.perf_counter):
-                yield answers, seat.report
-            yield [], seat.report
+            clock = time.perf_counter
+            for _, _, answers in answered(session.backbone, task, [seat], size, clock, refused=refused):
+                yield answers, seat.report, refused
+            yield [], seat.report, refused
 
 
 def _connect(address: str | None, workers: int | None):

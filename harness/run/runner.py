@@ -37,7 +37,11 @@ class Engine(Protocol):
     session: Session
 
     def compute(self, todo: Sequence[Cell]) -> Iterator[dict]:
-        """Answer and score the cells; yields each record once it is on disk."""
+        """Answer and score the cells; yields each record once it is on disk.
+
+        Where it turns out that a question cannot be asked it is left out of the session's documents. The
+        benchmark's cells, of which no record comes, are others then: ask for those.
+        """
         ...
 
     def measure(self, methods: Sequence[Method]) -> list[dict]:
@@ -136,40 +140,56 @@ def complete(engine: Engine, team: Processes = ALONE) -> Outcome | None:
     session = engine.session
     config = session.config
     team.agreed(lambda: len(session.cells), by_first=True)  # draws Pocket-8 if need be
-    cells = session.cells
     for one in session.unaskable[:NAMED]:
         LOG.info(f"NOT ASKED {one}")
     if len(session.unaskable) > NAMED:
         LOG.info(
             f"... and {len(session.unaskable) - NAMED} more questions that cannot be asked; see the records"
         )
-    found = reuse.Found()
-
-    def prepare() -> list[str]:
-        nonlocal found
-        found = reuse.cells(cells, config)
-        return [c.key for c in cells if c.key not in found.records]
-
-    keys = set(team.agreed(prepare, by_first=True))
-    todo = [c for c in cells if c.key in keys]
-    team.agreed(lambda: _check_equal(len(todo), len(keys)))
-    reused = len(cells) - len(todo)
-    LOG.info(
-        f"{len(cells)} cells ({len(session.documents)} tasks x {len(session.methods)} methods and budgets): "
-        f"{len(todo)} to compute"
-        + (f", by {team.size} processes" if team.size > 1 else "")
-        + f"; {reused} finished earlier in {config.out} are re-used"
-    )
+    found, made, first = reuse.Found(), set(), True
     with contextlib.closing(Place(config.out)) as place:
-        for record in _told(engine.compute(todo), todo):
-            place.check()
-            found.records[record["key"]] = record
+        while todo := _to_do(session, found, team, first):
+            first = False
+            for record in _told(engine.compute(todo), todo):
+                place.check()
+                found.records[record["key"]] = record
+                made.add(record["key"])
+        cells = session.cells
         if not team.first:
             return None
         efficiency = _efficiency(engine, found, place)
     ordered = [found.records[c.key] for c in cells]
     failed = [r for r in (*ordered, *efficiency) if r["status"] == "failed"]
-    return Outcome(ordered, efficiency, reused, len(todo), failed, session.left_out, found.kept)
+    computed = sum(c.key in made for c in cells)
+    return Outcome(ordered, efficiency, len(cells) - computed, computed, failed, session.left_out, found.kept)
+
+
+def _to_do(session: Session, found: reuse.Found, team: Processes, first: bool) -> list[Cell]:
+    """The cells of the session that are not in `found`, once what is finished in `--out` has been added to
+    it; says how many. first: False when questions turned out not to be askable, so that cells are others."""
+    cells, config = session.cells, session.config
+
+    def prepare() -> list[str]:
+        unknown = [c for c in cells if c.key not in found.records]
+        if first or (unknown and not config.fresh):
+            earlier = reuse.cells(unknown, config)
+            found.records |= earlier.records
+            found.kept |= earlier.kept
+        return [c.key for c in cells if c.key not in found.records]
+
+    keys = set(team.agreed(prepare, by_first=True))
+    todo = [c for c in cells if c.key in keys]
+    team.agreed(lambda: _check_equal(len(todo), len(keys)))
+    if not first and todo:
+        LOG.info(f"{len(todo)} cells once more, without the questions that cannot be asked")
+    elif first:
+        LOG.info(
+            f"{len(cells)} cells ({len(session.documents)} tasks x {len(session.methods)} methods and "
+            f"budgets): {len(todo)} to compute"
+            + (f", by {team.size} processes" if team.size > 1 else "")
+            + f"; {len(cells) - len(todo)} finished earlier in {config.out} are re-used"
+        )
+    return todo
 
 
 def _told(made: Iterator[dict], todo: Sequence[Cell]) -> Iterator[dict]:

@@ -5,7 +5,8 @@ objects.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +18,8 @@ from harness.store import records
 from harness.store.journal import Journal
 from harness.tasks.slices import sample
 from methods.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 
 class Session:
@@ -36,6 +39,10 @@ class Session:
 
         logging.disable_progress_bar()
         self.config = config
+        #: by task and row, what `leave_out` was told
+        self.refused: dict[str, dict[int, str]] = {}
+        self._tasks: dict[str, object] = {}
+        self._hints: dict[str, list] = {}
         if not config.suite.synthetic:
             self.documents  # noqa: B018  missing data and bad images show before a large model is read
         self.backbone = self._load()
@@ -142,20 +149,38 @@ class Session:
     @functools.cached_property
     def explored(self) -> list[tuple[str, int]]:
         """(task, row) of the questions that the page's explorer shows."""
-        self.unaskable  # noqa: B018  the documents are final from here on
+        self._without_refused  # noqa: B018
         return sample({d.benchmark.name: d.numbers for d in self.documents}, self.config.explore)
 
-    @functools.cached_property
+    @property
     def unaskable(self) -> list:
         """Questions of the run's slices that cannot be asked (harness.tasks.lmms.Unaskable), left out of
         `documents`; first read when the backbone is loaded."""
-        for documents in self.documents:
-            documents.leave_out_refused(self.backbone.refuses)
+        self._without_refused  # noqa: B018
         return [one for documents in self.documents for one in documents.unaskable]
 
     @functools.cached_property
+    def _without_refused(self) -> None:
+        for documents in self.documents:
+            documents.leave_out_refused(self.backbone.refuses)
+
+    def leave_out(self, documents, reasons: Mapping[int, str]) -> None:
+        """Leave out questions of which it turned out that they cannot be asked, by row, and name them; what
+        is known already changes nothing. The benchmark's cells are others from here on."""
+        if not reasons.keys() & set(documents.numbers):
+            return
+        known = len(documents.unaskable)
+        documents.leave_out(reasons)
+        self.refused.setdefault(documents.benchmark.name, {}).update(reasons)
+        for one in documents.unaskable[known:]:
+            LOG.info(f"NOT ASKED {one}")
+        for cache in (self._tasks, self._hints):
+            cache.pop(documents.benchmark.name, None)
+        self.__dict__.pop("cells", None)
+
+    @functools.cached_property
     def cells(self) -> list[Cell]:
-        self.unaskable  # noqa: B018  the documents are final from here on
+        self._without_refused  # noqa: B018
         answering = identity.answer_code(str(self.described["family"]))
         scoring = {d.benchmark.name: identity.scoring_code(d.benchmark) for d in self.documents}
         return [
@@ -164,28 +189,29 @@ class Session:
             for m in self.methods
         ]
 
-    @functools.cache  # noqa: B019  a session lives as long as the run
     def task(self, documents):
         """The benchmark's lmms-eval task with its requests built; one a benchmark, shared by all cells."""
         from harness.tasks import lmms
         from harness.tasks.quiet import silenced
 
-        self.unaskable  # noqa: B018
-        task = lmms.build(documents)
-        with silenced():
-            task.build_all_requests()
-        return task
-
-    @functools.cache  # noqa: B019
-    def _hints(self, documents) -> list:
-        self.unaskable  # noqa: B018
-        return documents.hints
+        self._without_refused  # noqa: B018
+        name = documents.benchmark.name
+        if name not in self._tasks:
+            task = lmms.build(documents)
+            with silenced():
+                task.build_all_requests()
+            self._tasks[name] = task
+        return self._tasks[name]
 
     def model(self, documents, pruner=None, journal: Journal | None = None, cell: str = ""):
         """lmms-eval's view of backbone and pruner over these documents."""
         from harness.tasks.pruned_model import PrunedModel
 
-        hints = self._hints(documents)
+        task = self.task(documents)
+        name = documents.benchmark.name
+        if name not in self._hints:
+            self._hints[name] = documents.hints
+        hints = self._hints[name]
         model = PrunedModel(
             self.backbone,
             pruner,
@@ -199,7 +225,6 @@ class Session:
             image_of=lambda task, doc_id: documents.image_ids[doc_id],
             hint_of=lambda task, doc_id: hints[doc_id] if hints else None,
         )
-        task = self.task(documents)
         model.task_dict[task.config.task] = task.dataset
         return model
 

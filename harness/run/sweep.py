@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.run import out_of_memory
@@ -21,6 +21,14 @@ from methods.errors import BadSelection, UserError
 
 #: enough for a batch of every family's images and all signals; older images go first
 VISION_CACHE_BYTES = 2 << 30
+
+
+class _Refused(Exception):
+    """Single questions cannot be made into model inputs. places: theirs."""
+
+    def __init__(self, places: Collection[int]):
+        super().__init__(f"questions {sorted(places)} cannot be made into inputs")
+        self.places = frozenset(places)
 
 
 @dataclass
@@ -60,12 +68,13 @@ def answer_all(
     progress: Callable[[Seat, int], None] = lambda seat, answers: None,
     cache_bytes: int | None = VISION_CACHE_BYTES,
     part: tuple[int, int] = (0, 1),
+    refused: dict[int, str] | None = None,
 ) -> None:
     """Fill the seats' journals with every missing answer of this part; `progress` hears how many were tried.
 
     Otherwise as `answered`.
     """
-    for seat, tried, _ in answered(backbone, task, seats, batch_size, clock, cache_bytes, part):
+    for seat, tried, _ in answered(backbone, task, seats, batch_size, clock, cache_bytes, part, refused):
         progress(seat, tried)
 
 
@@ -77,12 +86,15 @@ def answered(
     clock: Callable[[], float],
     cache_bytes: int | None = VISION_CACHE_BYTES,
     part: tuple[int, int] = (0, 1),
+    refused: dict[int, str] | None = None,
 ) -> Iterator[tuple[Seat, int, list[Answer]]]:
     """Compute the seats' missing answers batch by batch and journal them; yields each seat that had its turn,
     how many questions it was asked, and its answers (fewer if it failed).
 
     task: a lmms-eval task whose requests are built. cache_bytes None: no vision cache. part: (i, n), for
     every n-th batch beginning with the i-th; n processes that start from equal journals share the work so.
+    refused: takes, by row, why a question cannot be made into model inputs, while the others are answered;
+    None: that is an exception like any other.
 
     Out of memory: the seat's batches are halved, down to one question. A cell is abandoned on its first other
     exception (its `error` holds the traceback); the others go on. UserError and interrupts pass through.
@@ -98,9 +110,9 @@ def answered(
     with cache:
         for batch in batches([questions[i] for i in wanted], batch_size)[first::step]:
             places = [wanted[i] for i in batch]
-            prepared = _Prepared(requests, questions, places)
+            prepared = _Prepared(requests, questions, places, refused)
             for seat, lacking in zip(seats, missing):
-                todo = [p for p in places if p in lacking]
+                todo = [p for p in prepared.places if p in lacking]
                 if seat.report.error or not todo:
                     continue
                 start = clock()
@@ -112,24 +124,56 @@ def answered(
 
 class _Prepared:
     """Model inputs of a batch's places, whole and taken apart by image, made when first asked for and shared
-    by the seats."""
+    by the seats. places: without those of which it turned out that inputs cannot be made. refused: see
+    `answered`."""
 
-    def __init__(self, requests: Sequence, questions: Sequence[Question], places: list[int]):
-        self._requests, self._questions, self._places = requests, questions, places
+    def __init__(
+        self,
+        requests: Sequence,
+        questions: Sequence[Question],
+        places: list[int],
+        refused: dict[int, str] | None,
+    ):
+        self._requests, self._questions, self.places, self._refused = requests, questions, places, refused
         self._inputs, self._apart = None, None
 
     def inputs(self, model: PrunedModel, places: list[int]) -> dict:
-        if places != self._places:  # resumed in the middle of a batch, or memory ran out
-            return model.inputs([self._requests[p] for p in places])
-        self._inputs = self._inputs or model.inputs([self._requests[p] for p in places])
+        """Raises _Refused where it is single questions that they cannot be made of."""
+        if places != self.places:  # resumed in the middle of a batch, or memory ran out
+            return self._made(model, places)
+        self._inputs = self._inputs or self._made(model, places)
         return dict(self._inputs)
+
+    def _made(self, model: PrunedModel, places: list[int]) -> dict:
+        try:
+            return model.inputs([self._requests[p] for p in places])
+        except Exception as error:
+            if self._refused is None or out_of_memory.is_out_of_memory(error):
+                raise
+            reasons = {p: why for p in places if (why := self._refusal(model, p))}
+            if not reasons:
+                raise
+            self._refused.update({self._questions[p].row: why for p, why in reasons.items()})
+            self.places = [p for p in self.places if p not in reasons]
+            raise _Refused(reasons) from error
+
+    def _refusal(self, model: PrunedModel, place: int) -> str:
+        """Why inputs cannot be made of one question; empty if they can."""
+        try:
+            model.inputs([self._requests[place]])
+        except Exception as error:
+            if out_of_memory.is_out_of_memory(error):
+                raise
+            first = (str(error).splitlines() or [""])[0]
+            return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+        return ""
 
     def answer(self, model: PrunedModel, places: list[int]) -> list[Answer]:
         """Answer and journal them."""
         questions, inputs = [self._questions[p] for p in places], self.inputs(model, places)
 
         def apart():
-            if places != self._places:
+            if places != self.places:
                 return taken_apart(model.backbone.model, questions, inputs)
             self._apart = self._apart or taken_apart(model.backbone.model, questions, inputs)
             return self._apart
@@ -144,6 +188,9 @@ def _answer(seat: Seat, todo: list[int], prepared: _Prepared) -> list[Answer]:
         piece = todo[len(answers) :][: seat.report.reduced]
         try:
             answers += prepared.answer(seat.model, piece)
+        except _Refused as error:
+            todo = [p for p in todo if p not in error.places]
+            continue
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, BadSelection):
                 raise

@@ -511,7 +511,8 @@ def _read_parquet(path: Path, needed: Sequence[str]) -> list[dict]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import pyarrow.dataset first
+            table = file.read()
         table = table.cast(pyarrow.schema([f for f in _schema(path.name) if f.name in table.column_names]))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from backbones import images
 from harness.tasks.benchmark import IMAGE, Benchmark
 from harness.tasks.evidence import hints_of
 from harness.tasks.quiet import import_lmms_eval, silenced
-from harness.tasks.schemas import column_problems
+from harness.tasks.schemas import column_problems, row_problem
 from harness.tasks.slices import take
 from harness.tasks.sources import Source
 from methods.errors import UserError
@@ -51,8 +51,8 @@ class Unaskable:
 
 class Documents:
     """The rows of one benchmark: a slice, the images' identities, and a digest of the files. Questions on
-    images that cannot be decoded are left out, see `unaskable`. Raises UserError if a file is unreadable or
-    lacks what the task reads, or no question can be asked.
+    images that cannot be decoded, and rows that lack a part, are left out, see `unaskable`. Raises UserError
+    if a file is unreadable or lacks what the task reads, or no question can be asked.
     """
 
     def __init__(self, benchmark: Benchmark, source: Source, limit: int | None = None):
@@ -60,15 +60,15 @@ class Documents:
         whole = read(source.files["rows"])
         for role in source.files:
             _check(benchmark, role, source.files[role])
-        light = whole.remove_columns([c for c in whole.column_names if c == "image"])
+        light = self._light(whole)
         if benchmark.group_by is None:
             keys = list(range(len(light)))  # without reading every row
         else:
-            keys = [benchmark.group_by(row) for row in light]
+            keys = [_or_none(benchmark.group_by, row) for row in light]
         strata = light[benchmark.stratum] if benchmark.stratum else [0] * len(keys)
         self.total = len(keys)
         #: row number in the file of each document: answers are journalled under it, whatever the slice
-        parts = [benchmark.part(row) for row in light] if benchmark.part else None
+        parts = [_or_none(benchmark.part, row) for row in light] if benchmark.part else None
         self.numbers = take(keys, strata, limit, benchmark.name, parts)
         self.groups = [keys[n] for n in self.numbers]
         self.rows = whole.select(self.numbers)
@@ -101,7 +101,13 @@ class Documents:
         verdicts = [found[key].result() for key in self.image_ids]
         #: upright (width, height) of each document's image
         self._sizes = [size for _, size in verdicts]
-        self._leave_out([why for why, _ in verdicts])
+        of_rows = [row_problem(self.benchmark, "rows", row) for row in self._light(self.rows)]
+        self._leave_out([why or other for (why, _), other in zip(verdicts, of_rows)])
+
+    @staticmethod
+    def _light(rows):
+        """The rows of a table without their images."""
+        return rows.remove_columns([c for c in rows.column_names if c == "image"])
 
     def _identities(self) -> Iterator[str]:
         if "images" in self.source.files:
@@ -115,6 +121,11 @@ class Documents:
         cannot be asked (see `backbones.backbone.Backbone.refuses`)."""
         known = {size: refuses(*size) for size in dict.fromkeys(self._sizes)}
         self._leave_out([known[size] for size in self._sizes])
+
+    def leave_out(self, reasons: Mapping[int, str]) -> None:
+        """Leave out the questions of these rows (by number in the file, with the reason), and those that are
+        scored together with them."""
+        self._leave_out([reasons.get(number, "") for number in self.numbers])
 
     def _leave_out(self, reasons: Sequence[str]) -> None:
         """Documents with a reason go, and those that are scored together with them. Raises UserError if none
@@ -200,6 +211,14 @@ class Documents:
         return iter(self.rows.cast_column("image", datasets.Image(decode=False))["image"])
 
 
+def _or_none(function: Callable[[Mapping], Hashable], row: Mapping) -> Hashable:
+    """What the function makes of a row; None of one that lacks what it reads, and will be left out."""
+    try:
+        return function(row)
+    except (AttributeError, TypeError):
+        return None
+
+
 def read(paths: Sequence[Path]):
     """A datasets.Dataset over the files' rows: in memory, or, if they are large, mapped from the datasets
     cache. UserError if one is unreadable.
@@ -268,8 +287,7 @@ def build(documents: Documents):
         def download(self, dataset_kwargs=None):
             split = self.config.test_split
             self.dataset = datasets.DatasetDict({split: documents.decoded})
-            light = documents.rows.remove_columns([c for c in documents.rows.column_names if c == "image"])
-            self.dataset_no_image = datasets.DatasetDict({split: light})
+            self.dataset_no_image = datasets.DatasetDict({split: documents._light(documents.rows)})
 
     with silenced():
         config = load_yaml_config(str(Path(lmms_eval.tasks.__file__).parent / benchmark.yaml), mode="full")

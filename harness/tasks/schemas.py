@@ -4,7 +4,7 @@ columns of the hub's files are not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
@@ -49,16 +49,12 @@ def column_problems(benchmark: Benchmark, role: str, schema: pa.Schema) -> list[
     return problems
 
 
-def row_problems(benchmark: Benchmark, role: str, rows: Sequence[Mapping]) -> list[str]:
-    """What is wrong with rows, their images aside, one line each."""
-    problems = []
-    for number, row in enumerate(rows):
-        for column, kind in benchmark.columns[role].items():
-            if kind != IMAGE and row[column] is None and column not in _MAY_BE_EMPTY:
-                problems.append(f"row {number}: {column} is empty")
-        if role == "rows" and not problems and (problem := benchmark.answer_problem(row)):
-            problems.append(f"row {number}: {problem}")
-    return problems
+def row_problem(benchmark: Benchmark, role: str, row: Mapping) -> str:
+    """What is wrong with a row, its image aside, in words; empty if nothing is."""
+    for column, kind in benchmark.columns[role].items():
+        if kind != IMAGE and row[column] is None and column not in _MAY_BE_EMPTY:
+            return f"{column} is empty"
+    return benchmark.answer_problem(row) if role == "rows" else ""
 
 
 #: what the tasks' code takes as absent

@@ -284,6 +284,15 @@ def shipped(backbone: str, kind: type[Config] = PolicyConfig) -> list[Checkpoint
     return [read(path, kind) for path in sorted((folder(kind) / backbone).glob("*.safetensors"))]
 
 
+def _called(model: nn.Module) -> str:
+    """What a user calls the model: the hub id of a snapshot in the cache, whose folder is named after its
+    commit; else the folder's name."""
+    folder = Path(model.config.name_or_path)
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
+
+
 def suiting(
     model: nn.Module, named: str | None, kind: type[Config], text: bool | None = None
 ) -> list[Checkpoint]:
@@ -298,8 +307,8 @@ def suiting(
     Raises:
         UserError: there is none, naming the command that trains one, or one is for another model.
     """
-    backbone, method = Path(model.config.name_or_path).name, kind.method
-    found = [read(Path(named), kind)] if named is not None else shipped(backbone, kind)
+    backbone, method = _called(model), kind.method
+    found = [read(Path(named), kind)] if named is not None else shipped(Path(backbone).name, kind)
     others = [c for c in found if text is not None and c.config.text != text]
     if others and named is not None:
         reads = "does not read the prompt" if text else "reads the prompt"

@@ -194,6 +194,14 @@ def test_a_run_of_all_methods_leaves_it_out_and_naming_it_is_an_error(tiny_check
     assert method.parameters["weights"] == checkpoints.read(path).digest()
 
 
+def test_a_model_from_the_hub_is_called_by_its_id(backbone, monkeypatch):
+    """It was called by the commit that its folder in the cache is named after."""
+    folder = f"/cache/models--org--tiny-vlm/snapshots/{'0' * 40}"
+    monkeypatch.setattr(backbone.model.config, "_name_or_path", folder)
+    with pytest.raises(UserError, match="no checkpoint for org/tiny-vlm is shipped"):
+        registry.build("stepprune", 12).resources(backbone.model)
+
+
 # ---- the recorded loop
 
 

@@ -135,22 +135,29 @@ def test_llava_instructions(tmp_path, own, frozen):
     ]  # fmt: skip
     (tmp_path / "x").mkdir()
     Image.new("RGB", (80, 50), (200, 0, 0)).save(tmp_path / "x" / "one.png")
-    Image.new("L", (50, 90)).save(tmp_path / "two.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("L", (50, 90)).save(tmp_path / "two.jpg", exif=turned)
     path = tmp_path / "mix.json"
     path.write_text(json.dumps(entries))
-    source = LlavaInstructions(path, tmp_path, questions=2)
+    read = PocketSupplies().image
+    source = LlavaInstructions(path, tmp_path, read, questions=2)
     seen = [source[i] for i in range(4)]
     pairs = {pair for e in seen for pair in e.asked}
     assert pairs == {("What is this?", "A box."), ("Which color?", "Red."), ("Describe.", "A cat")}
-    assert source[1].asked == LlavaInstructions(path, tmp_path, questions=2)[1].asked
+    assert {e.image.size for e in seen} == {(80, 50), (90, 50)}, "turned as its EXIF note says"
+    assert source[1].asked == LlavaInstructions(path, tmp_path, read, questions=2)[1].asked
     made = Collator(own, frozen)(seen[:2])
     assert made.features.shape == (4, 64, 32) and (made.targets != IGNORE).any(1).all()
+    (tmp_path / "two.jpg").write_bytes((tmp_path / "two.jpg").read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"image two\.jpg in .*: cannot be decoded"):
+        [source[i] for i in range(2)]
     (tmp_path / "two.jpg").unlink()
     with pytest.raises(UserError, match=r"two\.jpg is not in"):
         [source[i] for i in range(2)]
     path.write_text("{}")
     with pytest.raises(UserError, match=r"no entry|instruction format"):
-        LlavaInstructions(path, tmp_path)
+        LlavaInstructions(path, tmp_path, read)
 
 
 # ---- the objective

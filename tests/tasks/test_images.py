@@ -173,7 +173,7 @@ def test_a_run_names_and_counts_what_cannot_be_asked_and_scores_the_rest(
     assert sum(" mme row " in line for line in said) == 2, "MME scores both questions on an image together"
     assert sum(" gqa row " in line for line in said) == 2
     caption = (out / "leaderboard.md").read_text()
-    assert "Not asked, since their images cannot be shown to the model: " in caption and "POPE 5" in caption
+    assert "Not asked, since they cannot be shown to the model: " in caption and "POPE 5" in caption
     records = [json.loads(p.read_text()) for p in out.rglob("*.json") if '"kind": "cell"' in p.read_text()]
     for record in records:
         n, lost = len(record["documents"]["row"]), len(record["data"]["unaskable"])

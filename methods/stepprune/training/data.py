@@ -7,13 +7,14 @@ or a distributed run sees exactly what an uninterrupted one on one device would.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from methods.errors import UserError
 from methods.stepprune.batch import padded
@@ -50,6 +51,9 @@ class Supplies(Protocol):
     def backbone(self, name: str, device: str):
         """The backbone of that name, on the device. Raises UserError if there is none."""
 
+    def image(self, file: Path) -> Image:
+        """The file as models see it: upright 8-bit RGB. Raises UserError, with the reason, if it is none."""
+
     def training(self, backbone, questions: int, seed: int) -> Source:
         """The default training data for a backbone; so many questions of each image."""
 
@@ -62,10 +66,13 @@ class LlavaInstructions:
 
     Every pair of a human's and the model's turn is a question of its own, without the turns before (ours);
     `questions` of an image are taken, in random order, repeated if there are fewer. Entries without an image
-    are left out. Raises UserError for a file of another shape, or an image that is not there.
+    are left out. Raises UserError for a file of another shape, or an image that is not there or is none.
+    read: `Supplies.image`.
     """
 
-    def __init__(self, path: Path, images: Path, questions: int = 1, seed: int = 0):
+    def __init__(
+        self, path: Path, images: Path, read: Callable[[Path], Image], questions: int = 1, seed: int = 0
+    ):
         try:
             entries = json.loads(path.read_text())
             self._entries = [e for e in entries if e.get("image") and _turns(e)]
@@ -76,21 +83,23 @@ class LlavaInstructions:
             ) from error
         if not self._entries:
             raise UserError(f"{path}: no entry has an image and a question with an answer")
-        self._images, self.questions, self.seed = images, questions, seed
+        self._images, self._read, self.questions, self.seed = images, read, questions, seed
 
     def __getitem__(self, index: int) -> Example:
-        from PIL import Image
-
         epoch, place = divmod(index, len(self._entries))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self._entries))
         entry = self._entries[int(order[place])]
         file = self._images / entry["image"]
         if not file.is_file():
             raise UserError(f"image {entry['image']} is not in {self._images}; give the folder with --images")
+        try:
+            image = self._read(file)
+        except UserError as error:
+            raise UserError(f"image {entry['image']} in {self._images}: {error}") from error
         turns = _turns(entry)
         picked = np.random.default_rng([self.seed, index]).permutation(len(turns))
         asked = tuple(turns[int(picked[i % len(turns)])] for i in range(self.questions))
-        return Example(Image.open(file).convert("RGB"), asked)
+        return Example(image, asked)
 
 
 def _turns(entry: dict) -> list[tuple[str, str]]:

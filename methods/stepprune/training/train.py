@@ -349,7 +349,7 @@ def data_source(options: TrainOptions, backbone, supplies: Supplies) -> Source:
     """What questions come from."""
     if options.data is None:
         return supplies.training(backbone, options.questions, options.seed)
-    return LlavaInstructions(options.data, options.images, options.questions, options.seed)
+    return LlavaInstructions(options.data, options.images, supplies.image, options.questions, options.seed)
 
 
 def _finish(options, supplies, backbone, frozen, objective, seconds, control) -> dict[str, object]:
