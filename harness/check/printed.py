@@ -22,7 +22,7 @@ EXACT = 1e-9
 #: percentiles of resamples: a library's other order of summation may move them in the last digits
 RESAMPLED = 1e-6
 _KEYS = ("block", "method", "budget")
-_TEXTS = ("kind", "group", "other_code")
+_TEXTS = ("kind", "group", "other_code", "match")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 #: marks behind a method's name in a Markdown table
 _MARKS = re.compile(r"( \(control\)| †| ‡)+$")
@@ -35,7 +35,12 @@ def findings(run: Run, expected: Expected) -> Iterator[Finding]:
     if rows is None:
         yield Finding("skipped", path.parent.name, "leaderboard.csv", note="there is none")
     else:
+        equal = run.folder / "equal_cost.csv"
+        matched = read_csv(equal) if equal.exists() else []
         yield from _csv(run, expected, path, rows)
+        yield from _csv(run, expected, equal, matched, matched=True)
+        seen = {expected.find(row["method"], _budget(row)) for row in (*rows, *matched)}
+        yield from _absent_rows(run, expected, path, seen)
     text_path = run.folder / "leaderboard.md"
     if text_path.exists():
         blocks = list(dict.fromkeys(r["block"] for r in rows or ())) or _blocks(expected)
@@ -91,16 +96,24 @@ def _field(path: Path, name: str | None, text: str | None) -> object:
     return value
 
 
-def _csv(run: Run, expected: Expected, path: Path, rows: Sequence[Mapping]) -> Iterator[Finding]:
+def _budget(row: Mapping) -> float | None:
+    return None if math.isnan(row["budget"]) else row["budget"]
+
+
+def _csv(
+    run: Run, expected: Expected, path: Path, rows: Sequence[Mapping], matched: bool = False
+) -> Iterator[Finding]:
+    """matched: rows stand in the block of the budget whose cost they have."""
     seen: set[tuple] = set()
     for row in rows:
-        budget = None if math.isnan(row["budget"]) else row["budget"]
-        where = f"{run.folder.name}/leaderboard.csv: {row['method']}" + (f" at {budget:g}" if budget else "")
+        budget = _budget(row)
+        where = f"{run.folder.name}/{path.name}: {row['method']}" + (f" at {budget:g}" if budget else "")
         method = expected.find(row["method"], budget)
         if method is None or not expected.cells(method):
             yield Finding("FAIL", where, "row", "no record", "a row", "no cell record has this method", path)
             continue
-        if math.isnan(row["block"]) or (budget is not None and row["block"] != budget):
+        elsewhere = budget is not None and row["block"] != budget and not matched
+        if math.isnan(row["block"]) or elsewhere:
             yield Finding("FAIL", where, "block", f"{budget}", f"{row['block']:g}", "another budget's", path)
             continue
         if (row["block"], method) in seen:
@@ -113,13 +126,12 @@ def _csv(run: Run, expected: Expected, path: Path, rows: Sequence[Mapping]) -> I
             )
             continue
         yield from _csv_row(expected, where, path, row, method)
-    yield from _absent_rows(run, expected, path, {method for _, method in seen})
 
 
 def _csv_row(expected: Expected, where: str, path: Path, row: Mapping, method: Method) -> Iterator[Finding]:
     must = expected.row(method)
     for name in dict.fromkeys([*row, *must]):
-        if name in _KEYS or name in ("kind", "other_code"):
+        if name in _KEYS or name in ("kind", "other_code", "match"):
             continue
         if name == "group":
             yield _letters(expected, where, path, row["block"], method, row["group"])

@@ -18,6 +18,7 @@ from harness.cli.options import (
     Data,
     Device,
     Dtype,
+    Match,
     Methods,
     Seed,
     as_path,
@@ -35,6 +36,7 @@ FLOPS = """\
 examples:
   python -m harness flops                                     llava-1.5-7b at 192, 128 and 64 tokens
   python -m harness flops --backbone qwen2.5-vl-7b --budget 0.333 0.111 --image-size 672
+  python -m harness flops --budget 64 --match flops           and each method's budget of equal cost
   python -m harness flops --backbone CHECKPOINT_FOLDER/config.json --methods fastv:k=3,visionzip
   python -m harness flops --convention all --methods fastv,holov   each paper's way of counting
 
@@ -79,6 +81,7 @@ def flops(
             HOW,
         ),
     ] = False,
+    match: Match = None,
     convention: Annotated[
         list[str] | None,
         option(
@@ -97,7 +100,7 @@ def flops(
     """
     specs = split_specs(methods)
     if convention:
-        if text_tokens or image_size or visual_only_macs:
+        if text_tokens or image_size or visual_only_macs or match:
             raise UserError("--convention says what counts; leave the other options of counting out")
         from harness.report import convention_report
 
@@ -105,7 +108,15 @@ def flops(
     from harness.costs.shape_counter import TEXT_TOKENS
     from harness.report import flops_report
 
-    return flops_report.run(backbone, budget, specs, text_tokens or TEXT_TOKENS, image_size, visual_only_macs)
+    return flops_report.run(
+        backbone,
+        budget,
+        specs,
+        text_tokens or TEXT_TOKENS,
+        image_size,
+        visual_only_macs,
+        matched=match == "flops",
+    )
 
 
 @dataclass(frozen=True)

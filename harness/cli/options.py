@@ -194,6 +194,15 @@ Data = Annotated[
     ),
 ]
 Seed = Annotated[int, count("--seed", "of everything that is random", WHAT, least=0)]
+Match = Annotated[
+    Literal["flops"] | None,
+    option(
+        "--match",
+        "flops: beside the table another one (equal_cost.md), in which every method has the budget whose "
+        "prefill costs what keeping --budget tokens before the language model does",
+        panel=WHAT,
+    ),
+]
 BatchSize = Annotated[int, count("--batch-size", "questions at once; answers do not depend on it", HOW)]
 BatchSizes = Annotated[
     list[int], count("--batch-size", "questions at once, one or several sizes", HOW, metavar="N...")
@@ -351,6 +360,7 @@ class RunOptions:
             HOW,
         ),
     ] = RunConfig.keep_results
+    match: Match = RunConfig.match
     engine: Annotated[
         Literal["local", "ray"],
         option(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from backbones import shapes
 from backbones.shapes import Shape
+from harness.costs import match
 from harness.costs.shape_counter import TEXT_TOKENS, Budget, PrefillMacs, ShapeCounter
 from harness.report import tables
 from methods import registry
@@ -19,10 +20,12 @@ def run(
     text_tokens: int = TEXT_TOKENS,
     image_size: int | None = None,
     visual_only: bool = False,
+    matched: bool = False,
 ) -> int:
     """Print the tables. Returns 1 if formula and fvcore do not agree to the last MAC.
 
     methods: specs, or ("all",). image_size: side of the image in pixels, for backbones that take any.
+    matched: of each method also the budget of equal cost (`harness.costs.match`).
     """
     from harness.costs.macs import ModelCounter
 
@@ -42,6 +45,8 @@ def run(
         print(_render(rows))
         for spec, reason in skipped:
             print(f"\n{spec} is left out: {reason}")
+        if matched:
+            print("\n" + _matched(counter, [spec for spec in specs if spec != "vanilla"], budget, vanilla))
     for table in published_tables(counter):
         print("\n" + table)
     problems = counter.disagreements
@@ -113,6 +118,30 @@ def _rows(
             row["visual only, TMAC"] = f"{count.visual_only / 1e12:.3f}"
         rows.append(row)
     return rows, skipped
+
+
+def _matched(counter: ShapeCounter, specs: Sequence[str], budget: Budget, vanilla: PrefillMacs) -> str:
+    """The budget of each method that costs what keeping so many tokens before the language model does."""
+    rows, reasons, target = [], [], counter.count(match.REFERENCE, budget).total
+    for spec in specs:
+        found = match.find(counter, spec, budget)
+        if found.budget is None:
+            reasons.append(f"\n{spec} cannot be had at this cost: {found.reason}")
+            continue
+        plan = counter.count(spec, found.budget).plan
+        rows.append(
+            {
+                "method": spec,
+                "layers": plan.runs() + ("*" if plan.varies else ""),
+                "budget": f"{found.budget:g}",
+                "total, TFLOPs": f"{2 * found.macs / 1e12:.3f}",
+                "ratio": f"{found.macs / vanilla.total:.3f}",
+                "off, %": f"{100 * (found.macs / target - 1):+.2f}",
+                "step, %": f"{100 * found.step / target:.2f}",
+            }
+        )
+    head = f"At equal cost, {2 * target / 1e12:.3f} TFLOPs ({match.REFERENCE} at {budget:g}):"
+    return "\n".join([head, "", _render(rows), *reasons])
 
 
 def _render(rows: Sequence[dict]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.costs import macs
-from harness.report import evidence, figures, numbers, prediction, tables
+from harness.report import equal_cost, evidence, figures, numbers, prediction, tables
 from harness.report.page import contents
 from harness.report.tables import MISSING
 from harness.run import reuse
@@ -30,7 +31,9 @@ def publish(session: Session, outcome) -> str:
     table for a terminal."""
     config, counter = session.config, macs.ModelCounter(session.backbone.model)
     text_tokens = numbers.common_text_length(outcome.cells)
-    table = numbers.build(
+    titles = {b: _budget(b) for b in config.budgets}
+    build = functools.partial(
+        numbers.build,
         outcome.cells,
         outcome.efficiency,
         budgets=config.budgets,
@@ -39,6 +42,14 @@ def publish(session: Session, outcome) -> str:
         counter=counter,
         text_tokens=text_tokens,
     )
+    table, equal = build(), ""
+    if session.matches:
+        at = equal_cost.budgets(session.matches)
+        matched = build(at=at)
+        equal = equal_cost.publish(config.out, matched, session.matches, titles)
+        means, places = equal_cost.averages(matched), list(zip(table["block"], table["spec"]))
+        table["equal_cost"] = [means.get(place, math.nan) for place in places]
+        table["equal_cost_budget"] = [at.get(place, math.nan) for place in places]
     if outcome.kept:
         table["other_code"] = [", ".join(outcome.kept.get(_address(row), ())) for _, row in table.iterrows()]
     lines = caption(config, outcome, table, text_tokens)
@@ -51,9 +62,9 @@ def publish(session: Session, outcome) -> str:
         index = prediction.render(table, config.budgets)
         atomic.replace(config.out / "prediction.md", index.encode())
     bundle.write_questions(config.out, {d.benchmark.name: d.questions for d in session.documents})
-    contents.publish(session, outcome, table, lines, {b: _budget(b) for b in config.budgets})
+    contents.publish(session, outcome, table, lines, titles)
     where = where and "Evidence recall, and accuracy by regime and kind of question: evidence.md"
-    return "\n\n".join(part for part in (terminal(config, table, lines), where, index) if part)
+    return "\n\n".join(part for part in (terminal(config, table, lines), where, index, equal) if part)
 
 
 def write(table: pd.DataFrame, config: RunConfig, lines: Sequence[str], out: Path) -> None:

@@ -22,7 +22,7 @@ from harness.tasks.suites import BENCHMARKS, averaged
 #: what a method must beat to be one: no knowledge of image or question goes into what they keep
 CONTROLS = ("random", "uniform", "downsample", "oracle", "things")
 #: columns of the table that are words for its readers, and in no file
-NOT_IN_FILES = ("spec", "failed", "no_average")
+NOT_IN_FILES = ("spec", "failed", "no_average", "equal_cost", "equal_cost_budget")
 
 
 def common_text_length(records: Sequence[Mapping]) -> int:
@@ -137,6 +137,7 @@ def build(
     seed: int,
     counter: macs.ModelCounter,
     text_tokens: int,
+    at: Mapping[tuple, float | None] | None = None,
 ) -> pd.DataFrame:
     """One row per (block, method): vanilla first, then methods and after them controls, best average first.
 
@@ -145,6 +146,8 @@ def build(
     apart); kept, kept_std, mean_over_layers; gflops, gflops_ratio, selection_gflops; prefill, vision,
     selection, llm (ms, median), prefill_p10/p90, speedup, peak_gb, joules. Not in files: spec; failed (names
     of the cells that failed); no_average (why there is none).
+
+    at: the methods' budgets in each block, by (block, spec); None: the block's own.
     """
     cells = {(r["task"], r["method"]["spec"], r["method"]["budget"]): r for r in records}
     means = averages(cells, tasks, seed)
@@ -159,7 +162,7 @@ def build(
         own_rows = []
         for entry in measured:
             spec, budget = entry["method"]["spec"], entry["method"]["budget"]
-            if budget not in (None, block):
+            if budget not in (None, block if at is None else at.get((block, spec))):
                 continue
             mine = {t: cells[t, spec, budget] for t in tasks if (t, spec, budget) in cells}
             done = {name: r for name, r in mine.items() if r["status"] == "done"}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from backbones.hub.options import LoadOptions
 from harness.run import identity
@@ -27,7 +28,8 @@ class RunConfig:
     """The options of `run_all.py`, checked. `methods` are specs such as `fastv:k=3,schedule=average`. `limit`
     is documents per benchmark (None: all), `limits` the same for single ones. `load`: how the backbone is
     found and loaded. `explore`: questions in the explorer of the page. `keep_results`: re-use what was
-    finished by other code, with a footnote in the table.
+    finished by other code, with a footnote in the table. `match`: "flops" for a second table beside the
+    leaderboard, in which every method has a budget of equal cost (`harness.costs.match`).
     """
 
     benchmarks: tuple[Benchmark, ...]
@@ -44,6 +46,7 @@ class RunConfig:
     fresh: bool = False
     explore: int = 60
     keep_results: bool = False
+    match: Literal["flops"] | None = None
     seed: int = 0
     latency_repeats: int = 15
     max_new_tokens: int | None = None

@@ -11,6 +11,8 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from harness.costs import match
+from harness.costs.match import Match
 from harness.run import identity
 from harness.run.config import Cell, Method, RunConfig, build_pruner, make_cell, method_at
 from harness.run.device import name_of
@@ -28,7 +30,8 @@ class Session:
 
     left_out: one line each for the methods that cannot do a budget on this backbone, while others can.
     unavailable: one line each for the methods that lack something on this backbone (a checkpoint), in a run
-    of all methods; naming such a method raises UserError.
+    of all methods; naming such a method raises UserError. matches: with `--match flops`, the budgets of equal
+    cost (`harness.costs.match.Match`), by (budget of the run, spec).
     """
 
     def __init__(self, config: RunConfig):
@@ -48,6 +51,9 @@ class Session:
         self.backbone = self._load()
         self.described = self.backbone.describe()
         self.methods = self._methods()
+        self.matches: dict[tuple, Match] = {}
+        if config.match == "flops":
+            self._match()
         self.device_name = name_of(config.device)
 
     def _load(self):
@@ -78,32 +84,55 @@ class Session:
             registry.build("vanilla", budget).check_budget(tokens)  # what no method can have is bad input
             for spec in specs:
                 method = method_at(spec, budget, self.config.seed)
-                pruner = self.pruner(method)
                 try:
-                    pruner.validate(tokens, layers)
+                    self.pruner(method).validate(tokens, layers)
                 except UserError as error:
                     self.left_out.append(f"{method.spec} at {budget}: {error}")
                     refused = error
                     continue
                 try:
-                    if pruner.answer_key and not self._has_evidence:
-                        raise UserError(
-                            f"{method.name} knows the answer key, and this data has none (Pocket-8 has "
-                            "one from version 2 on)"
-                        )
-                    self.backbone.family.check_signals(pruner)
-                    needed = pruner.resources(self.backbone.model)
+                    method = self._with_resources(method)
                 except UserError as error:
                     if named:
                         raise
                     self.unavailable.append(f"{method.spec} at {budget}: {error}")
                     continue
-                method = replace(method, parameters={**method.parameters, **needed})
                 if method not in methods:
                     methods.append(method)
         if self.left_out and len(methods) == 1:
             raise refused
         return methods
+
+    def _with_resources(self, method: Method) -> Method:
+        """With what it depends on beside its settings. Raises UserError if it lacks something here."""
+        pruner = self.pruner(method)
+        if pruner.answer_key and not self._has_evidence:
+            raise UserError(
+                f"{method.name} knows the answer key, and this data has none (Pocket-8 has one from "
+                "version 2 on)"
+            )
+        self.backbone.family.check_signals(pruner)
+        needed = pruner.resources(self.backbone.model)
+        return replace(method, parameters={**method.parameters, **needed})
+
+    def _match(self) -> None:
+        """Find the budgets of equal cost, and add the methods at them that the run has not yet."""
+        from harness.run import measure_costs
+
+        counter = measure_costs.shape_counter(self)
+        tokens, layers = self.backbone.num_visual_tokens, self.backbone.num_layers
+        for method in [m for m in self.methods if m.budget is not None]:
+            found = match.find(counter, method.spec, method.budget)
+            if found.budget is not None:
+                try:
+                    own = method_at(method.spec, found.budget, self.config.seed)
+                    self.pruner(own).validate(tokens, layers)
+                    own = self._with_resources(own)
+                except UserError as error:
+                    found = replace(found, budget=None, reason=str(error))
+                else:
+                    self.methods += [own] if own not in self.methods else []
+            self.matches[method.budget, method.spec] = found
 
     @functools.cached_property
     def _has_evidence(self) -> bool:

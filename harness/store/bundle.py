@@ -31,7 +31,8 @@ Address = tuple[str, str, "int | float | None"]
 RECORDS, ANSWERS, QUESTIONS = "records.jsonl", "answers.parquet", "questions.parquet"
 #: what else of a run goes into its bundle, by pattern
 _FURTHER = (
-    QUESTIONS, "leaderboard.md", "leaderboard.csv", "evidence.md", "prediction.md", "*.png",
+    QUESTIONS, "leaderboard.md", "leaderboard.csv", "evidence.md", "prediction.md", "equal_cost.md",
+    "equal_cost.csv", "*.png",
     "adaptive_*.json", "adaptive_*.md", "index.html",
 )  # fmt: skip
 #: columns of a record that are as long as its documents or clusters: (part, column)

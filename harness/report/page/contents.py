@@ -119,7 +119,8 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
         asked = {model.question(r).row: r for r in task.instances}
         cells = []
         for cell in session.cells:
-            if cell.benchmark is documents.benchmark and cell.key in done:
+            own = cell.method.budget in (None, *session.config.budgets)  # else there for its cost alone
+            if own and cell.benchmark is documents.benchmark and cell.key in done:
                 path = cell.journal_path(session.config.out)
                 answers = {a.row: a for a in Journal(path).answers.values()} if path.exists() else {}
                 documents_of = done[cell.key]["documents"]
