@@ -45,7 +45,7 @@ LOCAL = Path("results/runs")
 TRAIN = """\
 examples:
   python -m harness train stepprune --backbone pocket-llava --target-tokens 64
-  python -m harness train stepprune --target-tokens 64 --slots 288 --max-steps 160   as shipped
+  python -m harness train stepprune --target-tokens 64 --preset shipped    as the shipped ones
   python -m harness train stepprune --length-weight 0.02    the paper's way: lambda decides the mean
   python -m harness train diffprune --target-tokens 64    its one-shot sibling
   python -m harness train stepprune --target-tokens 64 --resume    go on with a run that was stopped
@@ -99,6 +99,31 @@ class Training:
         float | None,
         real("--length-weight", "fixed lambda (the paper's), instead of a target", WHAT, least=0),
     ] = TrainOptions.length_weight
+    length_mode: Annotated[
+        Literal["held", "paper"] | None,
+        option(
+            "--length-mode",
+            "a mean held by a bias (goes with --target-tokens), or a fixed lambda with the batch's running "
+            "K-bar (with --length-weight)",
+            panel=WHAT,
+        ),
+    ] = TrainOptions.length_mode
+    supervise: Annotated[
+        Literal["loss", "evidence"],
+        option(
+            "--supervise",
+            "learn from the next-token loss, or from the patches that hold the answer (ours; drawn data v2)",
+            panel=WHAT,
+        ),
+    ] = TrainOptions.supervise
+    drawn: Annotated[
+        Literal["v1", "v2"] | None,
+        option(
+            "--drawn",
+            "version of Pocket-8 without --data (default: v1; for evidence v2, which has it)",
+            panel=WHAT,
+        ),
+    ] = TrainOptions.drawn
     data: Annotated[
         Path | None,
         option("--data", "json in LLaVA's instruction format (default: Pocket-8)", "FILE", as_path, WHAT),
@@ -142,10 +167,21 @@ class Training:
         float,
         real("--text-gate-until", "share of steps in which alpha rises to 1", WHAT, least=0, most=1),
     ] = TrainOptions.text_gate_until
-    k_from: Annotated[
-        Literal["batch", "sample"],
+    words_from: Annotated[
+        Literal["patches", "random"],
         option(
-            "--k-from", "K-bar: the batch's running mean (the paper's) or each sample's (ours)", panel=WHAT
+            "--words-from",
+            "where the words' projection starts: by least squares from the patches, or at random",
+            panel=WHAT,
+        ),
+    ] = TrainOptions.words_from
+    k_from: Annotated[
+        Literal["batch", "sample"] | None,
+        option(
+            "--k-from",
+            "K-bar: the batch's running mean (the paper's; default at a fixed lambda) or each sample's "
+            "(ours; default where a mean is held)",
+            panel=WHAT,
         ),
     ] = TrainOptions.k_from
     slots: Annotated[
@@ -167,6 +203,15 @@ class Training:
         TrainOptions.questions
     )
     lr: Annotated[float, real("--lr", "learning rate of the policy", HOW, above=0)] = TrainOptions.lr
+    token_lr: Annotated[
+        float,
+        real(
+            "--token-lr",
+            "of the words' projection and the learned vectors, as a share of their size; 0: as --lr",
+            HOW,
+            least=0,
+        ),
+    ] = TrainOptions.token_lr
     denoiser_lr: Annotated[float, real("--denoiser-lr", "of the denoiser", HOW, above=0)] = (
         TrainOptions.denoiser_lr
     )
@@ -194,12 +239,15 @@ class Training:
         TrainOptions.save_every
     )
 
-    def train_options(self, method: str, said: typer.Context, **changes: object) -> TrainOptions:
-        """Of the method's training: what the command line says, else the method's own defaults.
+    def train_options(
+        self, method: str, said: typer.Context, preset: str | None = None, **changes: object
+    ) -> TrainOptions:
+        """Of the method's training: what the command line says, else the preset, else the method's defaults.
 
         Args:
             method: name of a learned method.
             said: the command line.
+            preset: name of one.
             changes: further options, `out` among them.
 
         Raises:
@@ -208,7 +256,13 @@ class Training:
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         settings["chain"] = None if self.chain == -1 else self.chain
         given = {n: v for n, v in settings.items() if _given(said, n)}
-        return TrainOptions(**settings | learned.settled(method, given) | changes)
+        return TrainOptions(**settings | learned.settled(method, given, preset) | changes)
+
+
+def _presets() -> str:
+    """For the help: which method has which."""
+    found = {name: ", ".join(learned.find(name).PRESETS) for name in learned.names()}
+    return "; ".join(f"{name}: {own}" for name, own in found.items() if own)
 
 
 def _given(said: typer.Context, name: str) -> bool:
@@ -238,6 +292,10 @@ def train(
             WHAT,
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        option("--preset", f"options by name, unless given: {_presets()}", "NAME", as_text, HOW),
+    ] = None,
     resume: Annotated[
         bool, flag("--resume", "go on with the run of the same --out", HOW)
     ] = TrainOptions.resume,
@@ -251,7 +309,7 @@ def train(
     calibration (.json), a log of every step (.csv), learning curves (.png) and a summary with the gap
     between training and inference. Give --target-tokens or --length-weight.
     """
-    settings = options.train_options(method, said, out=out, resume=resume, stop_at=stop_at)
+    settings = options.train_options(method, said, preset, out=out, resume=resume, stop_at=stop_at)
     _check_files(settings)
     from harness.pocket.supplies import PocketSupplies
     from methods.stepprune.training.train import train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,47 @@ class Pocket8:
         return Example(render(scene), tuple(asked), len(scene.things))
 
 
+class EvidencePocket8(Pocket8):
+    """The same of version 2's scenes, the three regimes in turn: each question with its evidence."""
+
+    def __getitem__(self, index: int) -> Example:
+        from harness.pocket.data.v2.paint import render
+        from harness.pocket.data.v2.scenes import SQUARE, sample_scene, varied_canvas
+
+        seed, found, again = 7_000_000 + self.seed, [], index
+        while not found:  # about a lone word nothing can be asked: then another scene of that regime
+            canvas = varied_canvas(seed, again) if self.varied else SQUARE
+            scene = sample_scene(self.split, seed, again, canvas=canvas)
+            found = self._ask(scene, index)
+            again += 3_000_000_000
+        # of a scene about which so much cannot be asked, the same again
+        asked, evidence = zip(*(found[i % len(found)] for i in range(self.questions)))
+        return Example(render(scene), asked, len(scene.alone), evidence)
+
+    def _ask(self, scene, index: int) -> list[tuple[tuple[str, str], tuple]]:
+        """(text and answer, boxes) of up to `questions` questions."""
+        from harness.pocket.data import documents
+        from harness.pocket.data.v2.documents import TASKS, Interview
+
+        rng = np.random.default_rng([8, self.seed, index])
+        interview = Interview(scene, rng, Counter(), disjoint=False)
+        found: list[tuple[tuple[str, str], tuple]] = []
+        first = index * self.questions
+        for i in range(first, first + self.questions + len(TASKS)):
+            task = TASKS[i % len(TASKS)]
+            if rows := [row for row in interview.ask(task) if row["evidence"]]:
+                row = rows[int(rng.integers(len(rows)))]
+                pair = documents.prompt(task, row), documents.target(task, row)
+                found.append((pair, tuple(map(tuple, row["evidence"]))))
+            if len(found) == self.questions:
+                break
+        return found
+
+
+#: by the version's name
+DRAWN = {"v1": Pocket8, "v2": EvidencePocket8}
+
+
 class PocketSupplies:
     """`methods.stepprune.training.data.Supplies`: any backbone, and Pocket-8's scenes."""
 
@@ -53,9 +95,9 @@ class PocketSupplies:
     def image(self, file: Path) -> Image:
         return upright(file)
 
-    def training(self, backbone, questions: int, seed: int) -> Pocket8:
-        return Pocket8("train", questions, seed, backbone.family.any_size)
+    def training(self, backbone, questions: int, seed: int, drawn: str = "v1") -> Pocket8:
+        return DRAWN[drawn]("train", questions, seed, backbone.family.any_size)
 
-    def held_out(self, backbone) -> Pocket8:
+    def held_out(self, backbone, drawn: str = "v1") -> Pocket8:
         """The calibration split, one question of each task."""
-        return Pocket8("calibration", questions=8, seed=1, varied=backbone.family.any_size)
+        return DRAWN[drawn]("calibration", questions=8, seed=1, varied=backbone.family.any_size)

@@ -29,7 +29,7 @@ from harness.store import records
 from harness.tasks.benchmark import Benchmark
 from harness.tasks.bootstrap import FEWEST_CLUSTERS, Units, interval
 from harness.tasks.suites import POCKET8
-from methods import registry
+from methods import learned, registry
 from methods.errors import UserError
 
 #: the question goes in, as the text of the prompt and its word embeddings [T, D]; what the method reads, out
@@ -104,8 +104,10 @@ def _trained_for(spec: str) -> int:
     """The mean that a spec's checkpoint was trained for; the default budget for a shipped one."""
     from methods.stepprune import checkpoint as checkpoints
 
-    path = registry.build(spec).parameters().get("checkpoint")
-    tokens = None if path is None else checkpoints.read(Path(str(path))).tokens
+    pruner = registry.build(spec)
+    path, tokens = pruner.parameters().get("checkpoint"), None
+    if path is not None:
+        tokens = checkpoints.read(Path(str(path)), learned.find(pruner.name).kind()).tokens
     return RunConfig.budgets[0] if tokens is None else round(tokens)
 
 

@@ -14,7 +14,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {}
 UNUSED = frozenset(
     {
         "length_weight", "aggregation", "causal_encoder", "decoder_layers", "pointer", "temperature",
-        "max_steps", "gamma", "chain",
+        "max_steps", "gamma", "chain", "length_mode",
     }
 )  # fmt: skip
 ABLATIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
@@ -45,9 +45,12 @@ def new_objective(options, frozen, batch):
         go_on_from(options.start_from, policy, denoiser)
         policy.threshold.zero_()
     elif options.text == "on":
-        start_words(policy.encoder, frozen, batch)
+        start_words(policy.encoder, frozen, batch, options.words_from)
     denoiser.to(batch.features.device)
-    return OneShotObjective(policy, denoiser, frozen, options.tokens, options.k_from, options.slots)
+    denoiser.requires_grad_(options.supervise == "loss")  # evidence needs none
+    return OneShotObjective(
+        policy, denoiser, frozen, options.tokens, options.k_from, options.slots, options.supervise
+    )
 
 
 def holds(options) -> bool:
@@ -55,8 +58,9 @@ def holds(options) -> bool:
 
 
 def checkpoint_name(options) -> str:
-    return f"k{options.target_tokens:g}" + "-text" * (options.text == "on")
+    name = f"k{options.target_tokens:g}" + "-text" * (options.text == "on")
+    return name if options.supervise == "loss" else f"{name}-evidence"
 
 
 def serves(options) -> bool:
-    return True
+    return options.supervise == "loss"

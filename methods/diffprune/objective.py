@@ -6,12 +6,20 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from methods.diffprune.policy import Scorer, above, top
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Choices
-from methods.stepprune.training.objective import Batch, FrozenModel, GatedObjective, Outcome, Step
+from methods.stepprune.training.objective import (
+    Batch,
+    FrozenModel,
+    GatedObjective,
+    Outcome,
+    Step,
+    recall,
+)
 from methods.stepprune.training.soft_topk import soft_topk
 
 
@@ -29,10 +37,11 @@ class OneShotObjective(GatedObjective):
         tokens: float,
         k_from: Literal["batch", "sample"] = "sample",
         slots: int | None = None,
+        supervise: Literal["loss", "evidence"] = "loss",
     ):
-        """tokens: K."""
+        """tokens: K. supervise: see `TrainOptions`."""
         super().__init__(policy, denoiser, frozen, slots)
-        self.tokens, self.k_from = tokens, k_from
+        self.tokens, self.k_from, self.supervise = tokens, k_from, supervise
 
     def scores(self, batch: Batch, alpha: float) -> Tensor:
         words, valid_words = self.frozen.words(batch) if self.policy.config.text else (None, None)
@@ -44,20 +53,26 @@ class OneShotObjective(GatedObjective):
 
     def forward(self, batch: Batch, step: Step) -> Outcome:
         scores = self.scores(batch, step.alpha)
-        gates = self.gates(scores, batch, step.sharpness)
         choices = top(scores.detach(), self.count(batch))
-        lm_loss, right = self.lm_loss(batch, gates, choices, step.seed)
+        none = torch.tensor(math.nan, device=scores.device)
+        if self.supervise == "evidence":
+            loss, lm_loss, right, gates = by_evidence(scores, batch), none, none, none.expand(scores.shape)
+        else:
+            gates = self.gates(scores, batch, step.sharpness)
+            loss, right = self.lm_loss(batch, gates, choices, step.seed)
+            lm_loss = loss
         ranked = scores.detach().sort(1, descending=True).values
         return Outcome(
-            lm_loss,
+            loss,
             lm_loss.detach(),
             right,
             gates.detach().sum(1).mean(),
             choices.count,
             ranked - ranked.gather(1, choices.count[:, None] - 1),  # at a bias of 0 as many as are chosen
             gates.detach(),
-            torch.tensor(math.nan),  # there is no pointer
+            none,  # there is no pointer
             1,
+            recall(choices, batch),
         )
 
     def gates(self, scores: Tensor, batch: Batch, sharpness: float) -> Tensor:
@@ -78,3 +93,12 @@ class OneShotObjective(GatedObjective):
     @torch.no_grad()
     def also(self, batch: Batch) -> dict[str, Choices]:
         return {"hard, by threshold": above(self.scores(batch, 1.0), self.policy.threshold)}
+
+
+def by_evidence(scores: Tensor, batch: Batch) -> Tensor:
+    """Whether a token is evidence, as a score's log-odds: mean binary cross-entropy over an image's
+    tokens."""
+    valid = torch.ones_like(batch.evidence) if batch.valid is None else batch.valid
+    odds = scores.masked_fill(~valid, 0)
+    loss = F.binary_cross_entropy_with_logits(odds, batch.evidence.to(odds), reduction="none")
+    return ((loss * valid).sum(1) / valid.sum(1)).mean()

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 DEFAULTS: Mapping[str, object] = {}
-PRESETS: Mapping[str, Mapping[str, object]] = {}
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    # how the shipped policies were trained, on pocket-llava at 64 tokens
+    "shipped": {
+        "text_gate_until": 1.0,
+        "token_lr": 0.0,
+        "words_from": "random",
+        "slots": 288,
+        "max_steps": 160,
+    },
+}
 UNUSED: frozenset[str] = frozenset()
 
 ABLATIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
@@ -20,6 +29,9 @@ ABLATIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
         "K-bar of the batch": {"k_from": "batch"},
         "no straight-through chain": {"chain": 0},
         "no text": {"text": "off"},
+        "alpha over the whole run": {"text_gate_until": 1.0},
+        "one learning rate": {"token_lr": 0.0},
+        "words start at random": {"words_from": "random"},
     },
     # what the paper leaves open, one value changed at a time
     "open": {
@@ -49,14 +61,15 @@ def new_objective(options, frozen, batch):
 
 
 def holds(options) -> bool:
-    return options.target_tokens is not None
+    return options.length_mode == "held" and options.supervise == "loss"
 
 
 def checkpoint_name(options) -> str:
     target, weight = options.target_tokens, options.length_weight
     name = f"k{target:g}" if target is not None else f"lambda{weight:g}"
-    return name if options.text == "on" else f"{name}-no-text"
+    name += "-no-text" * (options.text == "off")
+    return name if options.supervise == "loss" else f"{name}-evidence"
 
 
 def serves(options) -> bool:
-    return options.text == "on"
+    return options.text == "on" and options.supervise == "loss"

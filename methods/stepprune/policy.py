@@ -397,8 +397,9 @@ class Policy(nn.Module):
         """Those of `explore`, all that calibration needs, [B, S]. Arguments as for `remember`."""
         return self.explore(self.remember(visual, text, visual_valid, text_valid))[1]
 
-    def replay(self, memory: Memory, choices: Choices, chain: int | None = 1) -> Tensor:
-        """The pointer distributions p_t of a trajectory, with gradient: [B, S, N + 1] (Eq. 6).
+    def replay(self, memory: Memory, choices: Choices, chain: int | None = 1, log: bool = False) -> Tensor:
+        """The pointer distributions p_t of a trajectory, or with `log` their logarithms, with gradient:
+        [B, S, N + 1] (Eq. 6).
 
         The choices are known, hence so are the forward values of all inputs q_t, and all steps are computed
         at once, like a transformer's training pass. What remains is the gradient through the straight-through
@@ -419,7 +420,7 @@ class Policy(nn.Module):
                 inputs = straight_through(hard, soft)
             logits = self.logits(torch.cat([start, inputs], 1), memory) + mask
             p = (logits / self.config.temperature).softmax(-1)
-        return p
+        return (logits / self.config.temperature).log_softmax(-1) if log else p
 
     def _taken(self, order: Tensor, stop: int) -> Tensor:
         """m_1..m_S of Eqs. 5 and 8, float32 [B, S, N + 1]: -inf for visual tokens taken before."""

@@ -19,6 +19,7 @@ from PIL.Image import Image
 from methods.errors import UserError
 from methods.stepprune.batch import padded
 from methods.stepprune.training.objective import IGNORE, Batch, FrozenModel, Grid
+from methods.views import Box, cells
 
 #: images of the held-out set that calibrates a checkpoint, each with as many questions as there are tasks
 HELD_OUT_IMAGES = 48
@@ -26,12 +27,19 @@ HELD_OUT_IMAGES = 48
 
 @dataclass(frozen=True)
 class Example:
-    """One image with some questions. image: PIL. asked: (the user's text, the answer). things: what is in
-    the scene, -1 if unknown."""
+    """One image with some questions.
+
+    Attributes:
+        image: PIL.
+        asked: (the user's text, the answer) of each.
+        things: how many are in the scene; -1: unknown.
+        evidence: for each question the boxes that hold its answer, as shares of the image; None: unknown.
+    """
 
     image: object
     asked: tuple[tuple[str, str], ...]
     things: int = -1
+    evidence: tuple[tuple[Box, ...], ...] | None = None
 
 
 class Source(Protocol):
@@ -54,10 +62,11 @@ class Supplies(Protocol):
     def image(self, file: Path) -> Image:
         """The file as models see it: upright 8-bit RGB. Raises UserError, with the reason, if it is none."""
 
-    def training(self, backbone, questions: int, seed: int) -> Source:
-        """The default training data for a backbone; so many questions of each image."""
+    def training(self, backbone, questions: int, seed: int, drawn: str = "v1") -> Source:
+        """The default training data for a backbone; so many questions of each image. drawn: version of the
+        data; v2's examples have evidence."""
 
-    def held_out(self, backbone) -> Source:
+    def held_out(self, backbone, drawn: str = "v1") -> Source:
         """Questions that no training sees, eight of each image."""
 
 
@@ -150,6 +159,7 @@ class Collator:
             things.repeat_interleave(counts),
             positions.repeat_interleave(counts, 1),
             None if valid is None else valid.repeat_interleave(counts, 0),
+            _evidence(examples, grids, features),
         )
 
     def _positions(self, grids: Sequence[Grid], before: int, most: int, after: int) -> torch.Tensor:
@@ -177,6 +187,23 @@ class Collator:
             raise ValueError(f"the answer {answer!r} changes the tokens of its prompt")
         at = asked.index(image)
         return asked[:at], answered[at + 1 :][: self.max_text], len(asked) - at - 1
+
+
+def _evidence(
+    examples: Sequence[Example], grids: Sequence[Grid], features: torch.Tensor
+) -> torch.Tensor | None:
+    """Which visual tokens lie under each question's evidence, bool [B, N]; None unless all say."""
+    if any(e.evidence is None for e in examples):
+        return None
+    rows = [
+        torch.from_numpy(cells(boxes, *grid).ravel())
+        for e, grid in zip(examples, grids)
+        for boxes in e.evidence
+    ]
+    found = torch.zeros(len(rows), features.shape[1], dtype=torch.bool)
+    for own, row in zip(found, rows):
+        own[: len(row)] = row
+    return found.to(features.device)
 
 
 def held_out(source: Source, backbone, frozen: FrozenModel, images: int = HELD_OUT_IMAGES) -> Iterator[Batch]:

@@ -99,7 +99,7 @@ def plot(path: Path) -> Path:
 
     table = pd.read_csv(path)
     panels = {
-        "loss": ["lm_loss", "right"],
+        "loss": ["loss", "lm_loss", "right", "recall"],
         "visual tokens": ["count", "expected", "count_std"],
         "gradient norm": [c for c in table if c.startswith("grad_")],
         "polarisation": ["pointer_max", "gate_undecided"],

@@ -5,6 +5,7 @@ scores -> SoftTopK -> noise gate -> denoiser -> projector -> LLM -> next-token l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -34,7 +35,8 @@ class Batch:
     targets: int64 [B, L], the answer's ids at their places, IGNORE elsewhere. question: int64 [B], ids of
     `after` that belong to the prompt. things: int64 [B], the scene's true complexity, -1 if unknown.
     positions: rotary ones of the whole sequence, int64 [1 or 3, B, P + N + L]. valid: bool [B, N], False at
-    the padding of smaller images; None: all images are of one size.
+    the padding of smaller images; None: all images are of one size. evidence: bool [B, N], the visual tokens
+    that hold the answer; None: unknown.
     """
 
     features: Tensor
@@ -45,6 +47,7 @@ class Batch:
     things: Tensor
     positions: Tensor
     valid: Tensor | None = None
+    evidence: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -53,8 +56,10 @@ class Batch:
         """Some of the samples."""
         names = ("features", "after", "targets", "question", "things")
         own = {name: getattr(self, name)[chosen] for name in names}
-        valid = None if self.valid is None else self.valid[chosen]
-        return replace(self, **own, positions=self.positions[:, chosen], valid=valid)
+        for name in ("valid", "evidence"):
+            given = getattr(self, name)
+            own[name] = None if given is None else given[chosen]
+        return replace(self, **own, positions=self.positions[:, chosen])
 
     @property
     def visual_tokens(self) -> Tensor:
@@ -157,7 +162,7 @@ class ObjectiveConfig:
     slots: places that the language model reads: those chosen (the last ones not, if they are more), then
     others, as noise, at random for each sample. None: all N, as in the paper. Fewer (ours) make a step
     cheaper, and its sequence more like the one at inference.
-    held (ours): the mean K is held from outside, see `with_held_length`.
+    held (ours): the mean K is held from outside, see `with_held_length`. supervise: see `TrainOptions`.
     """
 
     gamma: float
@@ -166,6 +171,7 @@ class ObjectiveConfig:
     k_from: Literal["batch", "sample"] = "batch"
     slots: int | None = None
     held: bool = False
+    supervise: Literal["loss", "evidence"] = "loss"
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ class Step:
 @dataclass(frozen=True)
 class Outcome:
     """Of one batch. loss: to be differentiated. The rest has no gradient; count: K, [B]; margins: of the
-    stop logit, [B, S]."""
+    stop logit, [B, S]; recall: share of the evidence that was chosen. NaN stands for what there is not."""
 
     loss: Tensor
     lm_loss: Tensor
@@ -194,6 +200,7 @@ class Outcome:
     gates: Tensor
     pointer_max: Tensor
     steps: int
+    recall: Tensor
 
 
 class GatedObjective(nn.Module):
@@ -275,6 +282,8 @@ class Objective(GatedObjective):
         self.config = config
 
     def forward(self, batch: Batch, step: Step) -> Outcome:
+        if self.config.supervise == "evidence":
+            return self._by_evidence(batch, step)
         words, valid_words = self.frozen.words(batch)
         memory = self.policy.remember(batch.features, words, batch.valid, valid_words, step.alpha)
         order, margins = self.policy.explore(memory)
@@ -296,6 +305,36 @@ class Objective(GatedObjective):
             gates.detach(),
             p.detach().amax(-1)[choices.running].mean(),
             choices.order.shape[1],
+            recall(choices, batch),
+        )
+
+    def _by_evidence(self, batch: Batch, step: Step) -> Outcome:
+        """The loss is the pointer's divergence from the evidence, along the policy's own choices: at each
+        step from the evidence not yet chosen, all of it alike, and from the stop action once none is left."""
+        words, valid_words = self.frozen.words(batch)
+        memory = self.policy.remember(batch.features, words, batch.valid, valid_words, step.alpha)
+        order, margins = self.policy.explore(memory)
+        path = until_found(order, batch.evidence, memory.stop)
+        log_p = self.policy.replay(memory, path, self.config.chain, log=True)
+        wanted = still_wanted(path, batch.evidence)
+        sizes = wanted.sum(-1)
+        # where a token was chosen before it is masked: -inf, and not wanted
+        apart = -log_p.masked_fill(~wanted, 0).sum(-1) / sizes - sizes.log()
+        loss = ((apart * path.running).sum(1) / path.running.sum(1)).mean()
+        none = torch.tensor(math.nan, device=loss.device)
+        choices = cut_at(order, margins, memory.stop)
+        p = log_p.detach().exp()
+        return Outcome(
+            loss,
+            none,
+            none,
+            expected_length(p, path).mean(),
+            choices.count,
+            margins,
+            none.expand(batch.features.shape[:2]),
+            p.amax(-1)[path.running].mean(),
+            path.order.shape[1],
+            recall(choices, batch),
         )
 
     def settled(self) -> dict[str, object]:
@@ -318,6 +357,42 @@ class Objective(GatedObjective):
         if self.config.k_from == "sample":
             k = choices.count + (length - length.detach())
         return soft_topk(s, k, step.sharpness, valid)
+
+
+def recall(choices: Choices, batch: Batch) -> Tensor:
+    """Share of each sample's evidence that was chosen, mean; NaN if the evidence is unknown."""
+    if batch.evidence is None:
+        return torch.tensor(math.nan, device=choices.order.device)
+    found = taken(choices, batch.evidence.shape[1]) & batch.evidence
+    return (found.sum(1) / batch.evidence.sum(1)).mean()
+
+
+def taken(choices: Choices, n: int) -> Tensor:
+    """bool [B, N]: what was chosen of n tokens."""
+    found = torch.zeros(len(choices.order), n + 1, dtype=torch.bool, device=choices.order.device)
+    return found.scatter(1, choices.order, True)[:, :n]
+
+
+def until_found(order: Tensor, evidence: Tensor, stop: int) -> Choices:
+    """A trajectory that never stops, cut where all the evidence has been chosen.
+
+    order: int64 [B, S]. evidence: bool [B, N]. stop: index of the stop action.
+    """
+    missing = evidence.sum(1, keepdim=True) - evidence.gather(1, order).cumsum(1)
+    count = (missing > 0).sum(1) + 1
+    count = count.clamp(max=order.shape[1])
+    steps = torch.arange(order.shape[1], device=order.device)
+    return trimmed(Choices(order.masked_fill(steps >= count[:, None], stop), count))
+
+
+def still_wanted(path: Choices, evidence: Tensor) -> Tensor:
+    """What each step should choose, bool [B, S, N + 1]: the evidence that is left; the stop action if none
+    is."""
+    n = evidence.shape[1]
+    before = F.one_hot(path.order, n + 1).cumsum(1)[..., :n]
+    before = torch.cat([torch.zeros_like(before[:, :1]), before[:, :-1]], 1)
+    left = evidence[:, None] & (before == 0)
+    return torch.cat([left, ~left.any(-1, keepdim=True)], -1)
 
 
 PATHWAYS = ("vanilla", "gated", "gated, no denoiser", "hard", "hard, denoised")

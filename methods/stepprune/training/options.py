@@ -22,9 +22,11 @@ class TrainOptions:
 
     start_from: a checkpoint whose weights are gone on from (ours), instead of random ones.
 
-    Exactly one of target_tokens and length_weight is given. batch_size: questions a process and micro-step,
-    `questions` of them on each image; accumulate: micro-steps a step. method: a learned method's name; its
-    module `methods.<name>.learned` says which options it has no use for, and which defaults are its own.
+    Exactly one of target_tokens and length_weight is given. length_mode follows from it: `held`, a mean that
+    a bias on the stop logit holds (ours), or `paper`, a fixed lambda, whose K-bar is the batch's running
+    mean. batch_size: questions a process and micro-step, `questions` of them on each image; accumulate:
+    micro-steps a step. method: a learned method's name; its module `methods.<name>.learned` says which
+    options it has no use for, and which defaults are its own.
     """
 
     out: Path
@@ -32,6 +34,13 @@ class TrainOptions:
     backbone: str = "pocket-llava"
     target_tokens: float | None = None
     length_weight: float | None = None
+    length_mode: Literal["held", "paper"] | None = None
+    #: what the policy learns from: the next-token loss (the paper's), or the patches that hold the answer,
+    #: where the data says which (ours: what the architecture can do, whatever that loss teaches)
+    supervise: Literal["loss", "evidence"] = "loss"
+    #: version of the drawn data where `data` is None; None: the one that has evidence if that is wanted, else
+    #: v1
+    drawn: Literal["v1", "v2"] | None = None
     data: Path | None = None
     images: Path | None = None
     steps: int = 160
@@ -43,7 +52,15 @@ class TrainOptions:
     warmup: int = 40
     weight_decay: float = 0.01
     clip: float = 1.0
-    text_gate_until: float = 1.0
+    #: rate of W_p and of the learned vectors (stop, start, text offset) as a share of their own size as they
+    #: start: at `lr` AdamW moved them by 1 to 3 % in a whole run. 0: `lr`, as any other parameter.
+    token_lr: float = 0.01
+    #: early, so that words count while the learning rate is high (the paper's section 3.2; 4.1 says: over the
+    #: whole run, with which the policies came to ignore the question)
+    text_gate_until: float = 0.1
+    #: where W_p starts: least squares from projected patches back to the tower's rows, so that a word begins
+    #: near the patches that it names; or at random
+    words_from: Literal["patches", "random"] = "patches"
     #: low, because sharp gates give the policy noise for a gradient (docs/stepprune.md)
     sharpness: float = 0.2
     final_sharpness: float = 0.3
@@ -57,7 +74,9 @@ class TrainOptions:
     temperature: float = 0.2
     max_steps: int | None = None
     chain: int | None = 1
-    k_from: Literal["batch", "sample"] = "sample"
+    #: None: `sample` where a mean is held (the LM loss answers for every sample's length), `batch` at a fixed
+    #: lambda, as in the paper
+    k_from: Literal["batch", "sample"] | None = None
     slots: int | None = None
     start_from: Path | None = None
     seed: int = 0
@@ -76,6 +95,19 @@ class TrainOptions:
             raise UserError(
                 "give one of --target-tokens N (tracks a mean) and --length-weight X (the paper's)"
             )
+        mode = "held" if self.length_weight is None else "paper"
+        if self.length_mode not in (None, mode):
+            needs = "--target-tokens" if self.length_mode == "held" else "--length-weight"
+            raise UserError(f"--length-mode {self.length_mode} goes with {needs}")
+        drawn = "v2" if self.supervise == "evidence" else "v1"
+        if self.supervise == "evidence" and (self.data is not None or self.drawn == "v1"):
+            raise UserError(
+                "--supervise evidence needs data that has it: leave out --data, and --drawn or v2"
+            )
+        # what follows from other options is settled here, so that a checkpoint's description says it
+        object.__setattr__(self, "length_mode", mode)
+        object.__setattr__(self, "drawn", self.drawn or drawn)
+        object.__setattr__(self, "k_from", self.k_from or {"held": "sample", "paper": "batch"}[mode])
         if self.batch_size % self.questions:
             raise UserError(
                 f"--batch-size {self.batch_size} is no multiple of --questions {self.questions}, those asked "

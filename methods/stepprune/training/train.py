@@ -15,8 +15,10 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,6 +45,10 @@ from methods.stepprune.training.scores import default_gamma
 
 #: K-bar is an average over about so many steps
 MEMORY = 20
+#: of the least squares of `start_words`, as a share of the mean square of a projected patch's components
+RIDGE = 1e-3
+#: parameters whose size is not that of a layer's weights, so that a rate for these hardly moves them
+OWN_RATE = ("policy.stop", "policy.start", "policy.encoder.text.weight", "policy.encoder.text_offset")
 
 
 # ---- data
@@ -124,24 +130,41 @@ class LengthControl:
 
 
 @torch.no_grad()
-def start_words(encoder: InputEncoder, frozen: FrozenModel, batch: Batch) -> None:
-    """Give W_p random weights that bring the batch's words to unit scale (ours)."""
+def start_words(
+    encoder: InputEncoder, frozen: FrozenModel, batch: Batch, source: Literal["patches", "random"] = "random"
+) -> None:
+    """Give W_p weights that bring the batch's words to unit scale (ours).
+
+    source: `random`, or `patches`: a word goes where the tower's row would lie whose projection it is, by
+    least squares over the batch's patches.
+    """
     words, valid = frozen.words(batch)
-    scale = words[valid].float().square().mean().sqrt()
-    encoder.text.weight.normal_(0, 1 / (float(scale) * words.shape[2] ** 0.5))
+    weight = encoder.text.weight
+    if source == "random":
+        scale = words[valid].float().square().mean().sqrt()
+        weight.normal_(0, 1 / (float(scale) * words.shape[2] ** 0.5))
+        return
+    rows = batch.features.flatten(0, 1) if batch.valid is None else batch.features[batch.valid]
+    seen = frozen.adapter.project(rows.to(frozen.model.dtype)).double()
+    gram = seen.T @ seen
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    weight.copy_(torch.linalg.solve(gram, seen.T @ rows.double()).T)
+    weight.div_(encoder.text(words[valid].to(weight.dtype)).square().mean().sqrt())
 
 
 @torch.no_grad()
-def initialise(policy: Policy, frozen: FrozenModel, batch: Batch) -> None:
+def initialise(
+    policy: Policy, frozen: FrozenModel, batch: Batch, words_from: Literal["patches", "random"] = "random"
+) -> None:
     """Starting values that depend on the data (ours).
 
-    Word embeddings are projected to unit scale. Pointer logits get unit variance over the tokens of an
-    image, which `temperature` counts on. The stop slot starts as the mean of the rows, hence its logit
-    at the mean of theirs.
+    Word embeddings are projected to unit scale, see `start_words`. Pointer logits get unit variance over the
+    tokens of an image, which `temperature` counts on. The stop slot starts as the mean of the rows, hence its
+    logit at the mean of theirs.
     """
     words, valid = frozen.words(batch)
     if policy.config.text:
-        start_words(policy.encoder, frozen, batch)
+        start_words(policy.encoder, frozen, batch, words_from)
     rows = policy.encoder(batch.features, words, batch.valid, valid, 1.0)
     policy.stop.copy_((rows if batch.valid is None else rows[batch.valid]).mean(tuple(range(rows.ndim - 1))))
     memory = policy.remember(batch.features, words, batch.valid, valid)
@@ -188,10 +211,14 @@ def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> O
     policy, denoiser = Policy(config), LocalDenoiser(frozen.width)
     policy.to(batch.features.device)
     if options.start_from is None:
-        initialise(policy, frozen, batch)
+        initialise(policy, frozen, batch, options.words_from)
     else:
         go_on_from(options.start_from, policy, denoiser)
-    start_at(policy, frozen, batch, min(options.tokens, n / 2))
+    if options.supervise == "loss":  # evidence teaches when to stop, too
+        start_at(policy, frozen, batch, min(options.tokens, n / 2))
+    else:
+        policy.stop_bias.zero_()
+        denoiser.requires_grad_(False)
     return Objective(
         policy,
         denoiser.to(batch.features.device),
@@ -202,16 +229,20 @@ def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> O
             options.chain,
             options.k_from,
             options.slots,
-            held=options.target_tokens is not None,
+            held=options.length_mode == "held",
+            supervise=options.supervise,
         ),
     )
 
 
 def parameter_groups(objective: GatedObjective, options: TrainOptions) -> list[dict]:
-    """Two learning rates; no decay of vectors."""
+    """A learning rate for the policy, one for the denoiser, and one for each of `OWN_RATE`, by its size; no
+    decay of vectors."""
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in objective.named_parameters():
         rate = options.denoiser_lr if name.startswith("denoiser") else options.lr
+        if options.token_lr and name in OWN_RATE:
+            rate = options.token_lr * float(parameter.detach().square().mean().sqrt())
         decay = options.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": p, "lr": r, "base": r, "weight_decay": d} for (r, d), p in groups.items()]
@@ -265,8 +296,8 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
     supply = batches(source, collate, numbers, images, options.workers)
     main = accelerator.is_main_process
     if main:
-        most = getattr(objective.policy.config, "max_steps", most)
-        log = Log(options.log, options.log_every, most, start)
+        longest = getattr(objective.policy.config, "max_steps", most)
+        log = Log(options.log, options.log_every, longest, start)
     stop_at = min(options.steps, options.stop_at or options.steps)
     bar = tqdm(
         total=options.steps, initial=start, desc=options.method, unit="step", disable=None if main else True
@@ -293,7 +324,8 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
                     accelerator.clip_grad_norm_(objective.parameters(), options.clip)
                 optimiser.step()
                 optimiser.zero_grad()
-            margins.append(outcome.margins)
+            # of one width: images, and so trajectories, may differ from process to process
+            margins.append(F.pad(outcome.margins, (0, most + 1 - outcome.margins.shape[1]), value=-math.inf))
             reports.append(_report(outcome))
         margins = accelerator.gather(torch.cat(margins)).cpu()
         means = accelerator.gather(torch.stack(reports)).mean(0).tolist()
@@ -306,7 +338,7 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
             row |= {"alpha": now.alpha, "sharpness": now.sharpness}
             log.add(step + 1, row | norms, [int(c) for c in count])
             bar.set_postfix(
-                loss=f"{row['lm_loss']:.3f}", length=f"{row['expected']:.0f}", K=f"{row['count']:.0f}"
+                loss=f"{row['loss']:.3f}", length=f"{row['expected']:.0f}", K=f"{row['count']:.0f}"
             )
             bar.update()
             if (step + 1) % options.save_every == 0 or step + 1 == stop_at:
@@ -322,14 +354,17 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
     return _finish(options, supplies, backbone, frozen, objective, seconds, control)
 
 
-REPORTED = ("lm_loss", "right", "expected", "pointer_max", "gate_undecided", "steps")
+REPORTED = ("loss", "lm_loss", "right", "expected", "pointer_max", "gate_undecided", "steps", "recall")
 
 
 def _report(outcome: Outcome) -> Tensor:
-    """`REPORTED` of a micro-step, float32 [6]."""
+    """`REPORTED` of a micro-step, float32 [8]."""
     gates = outcome.gates
     undecided = ((gates > 0.1) & (gates < 0.9)).float().mean()
-    values = (outcome.lm_loss, outcome.right, outcome.expected, outcome.pointer_max, undecided, outcome.steps)
+    values = (
+        outcome.loss.detach(), outcome.lm_loss, outcome.right, outcome.expected, outcome.pointer_max,
+        undecided, outcome.steps, outcome.recall,
+    )  # fmt: skip
     return torch.stack([torch.as_tensor(v, dtype=torch.float32, device=gates.device) for v in values])
 
 
@@ -348,14 +383,17 @@ def _check_free(options: TrainOptions) -> None:
 def data_source(options: TrainOptions, backbone, supplies: Supplies) -> Source:
     """What questions come from."""
     if options.data is None:
-        return supplies.training(backbone, options.questions, options.seed)
+        return supplies.training(backbone, options.questions, options.seed, options.drawn)
     return LlavaInstructions(options.data, options.images, supplies.image, options.questions, options.seed)
 
 
 def _finish(options, supplies, backbone, frozen, objective, seconds, control) -> dict[str, object]:
     """Calibrate and write the checkpoint; compare the pathways; sum up."""
     checkpoints.round_as_stored(objective.eval())
-    policy, held = objective.policy, list(held_out(supplies.held_out(backbone), backbone, frozen))
+    policy, held = (
+        objective.policy,
+        list(held_out(supplies.held_out(backbone, options.drawn), backbone, frozen)),
+    )
     margins = calibrate.collect(policy, frozen, held)
     if options.target_tokens is not None:  # training held the mean of its own questions
         policy.bias.add_(calibrate.bias_for(margins, options.target_tokens))
