@@ -68,7 +68,7 @@ class Work:
         if self.launches is None:
             return {**found, "launches": None, "eager": None, "graph": None}
         launched = {p: 1e3 * n * device.launch for p, n in self.launches.items()}
-        eager = {p: max(weights[p], flops[p], launched[p]) for p in PARTS}
+        eager = self.parts(device)
         graph = {**eager, "llm": max(weights["llm"], flops["llm"])}
         return {
             **found,
@@ -77,11 +77,26 @@ class Work:
             "graph": sum(graph.values()),
         }
 
+    def parts(self, device: Device) -> dict[str, float] | None:
+        """The estimate by part, ms, run eagerly; None where launches are not known."""
+        if self.launches is None:
+            return None
+        return {
+            p: 1e3
+            * max(
+                self.weights[p] / device.bandwidth,
+                self.flops[p] / device.flops,
+                self.launches[p] * device.launch,
+            )
+            for p in PARTS
+        }
+
 
 class Roofline:
     """Estimates for methods on one shape at one text length; FLOPs are those of `harness flops`."""
 
     def __init__(self, shape: Shape, text_tokens: int):
+        self.shape = shape
         self._flops = ShapeCounter(shape, text_tokens)
         self._weights = _weight_bytes(shape)
         try:

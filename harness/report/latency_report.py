@@ -6,7 +6,7 @@ import logging
 import re
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backbones import shapes
-from harness.costs import cuda_graphs, energy, latency, random_weights
+from harness.costs import cuda_graphs, energy, fitted, latency, random_weights
 from harness.costs.roofline import Roofline, devices
 from harness.costs.shape_counter import TEXT_TOKENS
 from harness.report import latency_table
@@ -150,6 +150,7 @@ def _measured(request: Request) -> dict:
             "budgets": list(request.budgets),
         },
         "weights_bytes": sum(p.nbytes for p in session.backbone.model.parameters()),
+        "held": _held(estimates),
         "left_out": session.left_out,
         "unavailable": session.unavailable,
         "results": results,
@@ -228,12 +229,20 @@ def _result(spec: str, name: str, budget: Budget | None, batch: int, estimates: 
                 "launches": None if work.launches is None else sum(work.launches.values()),
                 "devices_ms": {d.name: work.milliseconds(d) for d in devices()},
             }
+            if (held := fitted.fit(estimates)) and batch == 1:
+                estimate["corrected_ms"] = {held.device: held.corrected(work)}
     return {
         "method": {"spec": spec, "name": name, "budget": budget},
         "batch_size": batch,
         "status": NOT_MEASURED,
         "estimate": estimate,
     }
+
+
+def _held(estimates: Roofline | None) -> dict | None:
+    """The estimates against published measurements (`harness.costs.fitted.Fit`); None for other shapes."""
+    held = fitted.fit(estimates) if estimates is not None else None
+    return None if held is None else asdict(held)
 
 
 def _profile(backbone, pruner, inputs: Mapping[str, Tensor]) -> str:
@@ -283,6 +292,7 @@ def _estimate_only(request: Request) -> dict:
             "text_tokens": text_tokens,
             "budgets": list(request.budgets),
         },
+        "held": _held(estimates),
         "left_out": left_out,
         "unavailable": [],
         "results": [

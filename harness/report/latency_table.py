@@ -38,7 +38,34 @@ def render(record: Mapping) -> str:
         parts += ["", tables.markdown(_costs(rows, (record["device"] or {}).get("name", "")))]
         if batch == 1:
             parts += _paper(record, rows, budget)
+    if record.get("held"):
+        parts += ["", *_held(record["held"])]
     return "\n".join(parts)
+
+
+def _held(held: Mapping) -> list[str]:
+    """Estimates against published measurements, with the factors of `harness.costs.fitted`."""
+    body = []
+    for row in held["rows"]:
+        entry = {"row": row["name"], "": "fitted" if row["fitted"] else "test"}
+        for part, title in (("vision", "tower"), ("llm", "prefill")):
+            measured, corrected = row["measured"][part], row["corrected"][part]
+            entry[f"{title}: measured"] = f"{measured:.1f}"
+            entry["datasheet" + " " * (part == "llm")] = f"{row['estimated'][part]:.1f}"
+            entry["corrected" + " " * (part == "llm")] = f"{corrected:.1f}"
+            entry["off" + " " * (part == "llm")] = f"{100 * (corrected / measured - 1):+.0f} %"
+        body.append(entry)
+    factors = held["factors"]
+    return [
+        f"## Estimates held against measurements, {held['device']}",
+        "",
+        tables.markdown(body, left=2),
+        "",
+        f"ms; measured: {held['source']}. Of the datasheet's speed the card reached "
+        f"{factors['vision']:.3f} in the tower and {factors['llm']:.3f} in the prefill (geometric mean of "
+        "the fitted rows); the other rows test that. corr. above is the estimate with these factors, "
+        "selection as by the datasheet: an **estimate** still, of one card.",
+    ]
 
 
 def _names(rows: Sequence[Mapping]) -> dict[str, str]:
@@ -113,6 +140,8 @@ def _costs(rows: Sequence[Mapping], here: str) -> list[dict]:
         for device in devices():
             ms = estimate.get("devices_ms", {}).get(device.name, {})
             row[f"est. {device.name}" + (" (this one)" if device.match in here else "")] = _estimate(ms)
+        for name, ms in estimate.get("corrected_ms", {}).items():
+            row[f"corr. {name}"] = _number(ms, ".3g")
         table.append(row)
     return table
 

@@ -3,7 +3,7 @@
 import pytest
 
 from backbones import shapes
-from harness.costs import random_weights, roofline
+from harness.costs import fitted, random_weights, roofline
 from harness.costs.launches import LaunchCounter
 from harness.costs.shape_counter import ShapeCounter
 from methods import registry
@@ -44,6 +44,25 @@ def test_launches_of_the_7b_shape(launches):
     assert longer == vanilla
     fastv = launches.count(registry.build("fastv", budget=64))
     assert fastv["llm"] == vanilla["llm"] and 0 < fastv["selection"] < 150
+
+
+def test_factors_fitted_on_some_published_rows_are_tested_on_the_others(launches, monkeypatch):
+    monkeypatch.setattr("harness.costs.launches.LaunchCounter", lambda *shape: launches)
+    estimates = roofline.Roofline(SHAPE, text_tokens=62)
+    fit = fitted.fit(estimates)
+    assert [row.name for row in fit.rows if row.fitted] == ["vanilla", "PyramidDrop"]
+    vanilla, pdrop = fit.rows[:2]
+    for part, factor in fit.factors.items():
+        own = [row.estimated[part] / row.measured[part] for row in (vanilla, pdrop)]
+        assert factor == pytest.approx((own[0] * own[1]) ** 0.5)
+        assert vanilla.corrected[part] == pytest.approx(vanilla.estimated[part] / factor)
+    tests = [row for row in fit.rows if not row.fitted]
+    assert len(tests) == 3
+    assert all(abs(row.off(part)) < 0.15 for row in tests for part in fit.factors), "rows never fitted"
+    assert all(row.estimated["llm"] < 0.5 * row.measured["llm"] for row in fit.rows), "the datasheet alone"
+    total = fit.corrected(estimates.work("vanilla", None))
+    assert total == pytest.approx(sum(vanilla.corrected.values()), rel=0.01)
+    assert fitted.fit(type("Other", (), {"shape": shapes.load("qwen2.5-vl-7b")})) is None
 
 
 def test_a_loop_launches_once_a_step(launches):
