@@ -15,8 +15,8 @@ from methods.stepprune.policy import Choices, Memory, Policy, counts
 class FirstStep:
     """As many tokens as the loop takes, chosen in one pass: those that its first step ranks highest."""
 
-    def __init__(self, policy: Policy):
-        self.policy, self.loop = policy, Decoder(policy)
+    def __init__(self, policy: Policy, tokens_per_step: int = 1):
+        self.policy, self.loop = policy, Decoder(policy, tokens_per_step)
 
     @torch.no_grad()
     def __call__(self, memory: Memory) -> Choices:
@@ -31,8 +31,8 @@ class Shuffled:
     """As many tokens as the loop takes, by its steps told of the tokens that it takes in a random order: none
     knows what has just been chosen, and each is masked once this loop has it."""
 
-    def __init__(self, policy: Policy, seed: int = 0):
-        self.policy, self.loop = policy, Decoder(policy)
+    def __init__(self, policy: Policy, tokens_per_step: int = 1, seed: int = 0):
+        self.policy, self.loop = policy, Decoder(policy, tokens_per_step)
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.stepprune.policy import Choices, DecoderLayer, Memory, Policy
+from methods.stepprune.policy import Choices, DecoderLayer, Memory, Policy, best
 
 CHUNK = 32
 
@@ -128,9 +128,10 @@ class FoldedLoop:
     """`Policy.decode` on the CPU in float32, with three fifths of its operator calls:
     the same choices, of logits that are equal up to rounding.
 
-    There a step of a narrow policy costs what its operator calls cost. So norms are folded into the matrices
-    behind them, a residual is added by the matrix product, keys and values lie contiguous, and bias and mask
-    are one tensor.
+    There a step of a narrow policy costs what its operator calls cost, and of several samples what it reads
+    of the memory. So norms are folded into the matrices behind them, a residual is added by the matrix
+    product, keys and values lie contiguous, bias and mask are one tensor, and a sample that has stopped is
+    left out from then on.
     """
 
     @torch.no_grad()
@@ -142,63 +143,118 @@ class FoldedLoop:
             self._query = folded(policy.norm, policy.pointer_query, scale)
 
     @torch.inference_mode()
-    def __call__(self, memory: Memory) -> Choices:
-        rows, stop, policy = memory.rows, memory.stop, self.policy
-        batch, _, width = rows.shape
-        steps, heads = policy.steps(memory), policy.config.head_count
+    def __call__(self, memory: Memory, tokens_per_step: int = 1) -> Choices:
+        """tokens_per_step: see `Policy.decode`."""
+        stop, policy = memory.stop, self.policy
+        batch, _, width = memory.rows.shape
+        steps, heads, least = policy.steps(memory), policy.config.head_count, policy.config.min_tokens
         each = width // heads
-        keys = [k.contiguous() for k in memory.keys]
-        values = [None if v is None else v.contiguous() for v in memory.values]
-        pointer = None if memory.pointer_keys is None else memory.pointer_keys.transpose(1, 2).contiguous()
-        bias = memory.bias.clone()[:, None]  # takes the mask m_t up, step by step
-        flat, flat_bias = rows.reshape(-1, width), bias.view(-1)
-        first = torch.arange(batch) * (stop + 1)
-        codes = policy.step_codes
+        own, rows = _Running(memory, heads, steps), memory.rows.reshape(-1, width)
+        codes, last = policy.step_codes, len(self._layers) - 1
         order = torch.full((batch, steps), stop)
-        done = torch.zeros(batch, dtype=torch.bool)
-        past = [rows.new_empty(2, batch, heads, steps, each) for _ in self._layers]
-        query = policy.start.expand(batch, -1)
-        one = batch == 1
-        for at in range(steps):
-            x = query + codes[at]
+        places, place = torch.arange(batch), 0  # which samples still run, and the first of them
+        x, at = policy.start + codes[:1].expand(batch, -1), 0
+        while True:
+            n = len(x) // batch  # inputs of each sample, the latest in the sequence's places at - n + 1 to at
             for i, layer in enumerate(self._layers):
                 qkv = torch.addmm(layer.qkv[1], torch.layer_norm(x, (width,)), layer.qkv[0])
-                parts = qkv.view(batch, 3, heads, 1, each)
-                past[i][:, :, :, at : at + 1] = parts[:, 1:].transpose(0, 1)
-                seen = past[i][:, :, :, : at + 1]
-                read = F.scaled_dot_product_attention(parts[:, 0], seen[0], seen[1]).view(batch, width)
-                x = torch.addmm(x, read, layer.out_self[0]).add_(layer.out_self[1])
+                parts = qkv.view(batch, n, 3, heads, each).permute(2, 0, 3, 1, 4)
+                own.past[i][:, :, :, at - n + 1 : at + 1] = parts[1:]
+                seen, query = own.past[i][:, :, :, : at + 1], parts[0]
+                if i == last and n > 1:  # what comes after is asked of the latest alone
+                    query, x, n = query[:, :, -1:], x.view(batch, n, width)[:, -1], 1
+                read = F.scaled_dot_product_attention(query, seen[0], seen[1])
+                x = torch.addmm(x, _joined(read), layer.out_self[0]).add_(layer.out_self[1])
                 asked = torch.addmm(layer.query[1], torch.layer_norm(x, (width,)), layer.query[0])
-                asked = asked.view(batch, heads, 1, each)
+                if n == 1:  # the same, by one call
+                    asked = asked.view(batch, heads, 1, each)
+                else:
+                    asked = asked.view(batch, n, heads, each).transpose(1, 2)
                 if layer.points:
-                    logits = (asked @ keys[i].transpose(-1, -2)).mean(1) * each**-0.5 + bias
+                    logits = (asked @ own.keys[i].transpose(-1, -2)).mean(1) * each**-0.5 + own.bias
                     break
-                read = F.scaled_dot_product_attention(asked, keys[i], values[i], attn_mask=memory.valid)
-                x = torch.addmm(x, read.view(batch, width), layer.out_cross[0]).add_(layer.out_cross[1])
+                read = F.scaled_dot_product_attention(asked, own.keys[i], own.values[i], attn_mask=own.valid)
+                x = torch.addmm(x, _joined(read), layer.out_cross[0]).add_(layer.out_cross[1])
                 hidden = torch.addmm(layer.up[1], torch.layer_norm(x, (width,)), layer.up[0])
                 x = torch.addmm(x, F.gelu(hidden), layer.down[0]).add_(layer.down[1])
             else:
                 asked = torch.addmm(self._query[1], torch.layer_norm(x, (width,)), self._query[0])[:, None]
-                logits = torch.bmm(asked, pointer).add_(bias)  # fvcore counts bmm, not baddbmm
-            logits = logits[:, 0]
-            choice = (logits if at >= policy.config.min_tokens else logits[:, :stop]).argmax(1)
-            if not one:
-                choice.masked_fill_(done, stop)
-            order[:, at] = choice  # the tensor, not its number: a trace that counts FLOPs must see the step
-            if one:  # reading costs nothing here
-                taken = int(choice)
-                if taken == stop:
+                logits = torch.bmm(asked, own.pointer).add_(own.bias)  # fvcore counts bmm, not baddbmm
+            logits = logits[:, 0] if at >= least else logits[:, 0, :stop]
+            take = min(tokens_per_step, steps - at, stop)
+            # the tensor, not its number: a trace that counts FLOPs must see the step
+            choice = logits.argmax(1, keepdim=True) if take == 1 else best(logits, take, stop)
+            if batch == 1 and take == 1:  # the same as below, by half of the calls
+                order[place, at], taken = choice[0, 0], int(choice)  # reading costs nothing here
+                at += 1
+                if taken == stop or at == steps:
                     break
-                flat_bias[taken] = -math.inf
-                query = flat[taken : taken + 1]
+                own.bias.view(-1)[taken] = -math.inf
+                taken += place * (stop + 1)
+                x = rows[taken : taken + 1] + codes[at]
                 continue
-            done = choice == stop
-            if bool(done.all()):
+            order[places, at : at + take] = choice
+            at += take
+            if at == steps:
                 break
-            places = first + choice
-            flat_bias[places] = -math.inf
-            query = flat[places]
+            ended = choice[:, -1] == stop
+            if bool(ended.any()):
+                going = own.keep((~ended).nonzero()[:, 0].tolist())
+                if not going:
+                    break
+                batch, places, choice = len(going), places[going], choice[going]
+                place = int(places[0])
+            own.bias.scatter_(2, choice[:, None], -math.inf)
+            x = rows[places[:, None] * (stop + 1) + choice] + codes[at - take + 1 : at + 1]
+            x = x.view(-1, width)
         return Choices(order, (order != stop).sum(1))
+
+
+def _joined(read: Tensor) -> Tensor:
+    """[B, heads, n, d / heads] -> [B n, d]."""
+    batch, heads, n, each = read.shape
+    if n == 1:
+        return read.view(batch, heads * each)
+    return read.transpose(1, 2).reshape(batch * n, heads * each)
+
+
+class _Running:
+    """What the loop reads of the samples that still run, contiguous; the rest as in `Memory`. The bias
+    [B, 1, N + 1] takes the mask m_t up, step by step. past: keys and values of the inputs, one
+    [2, B, heads, S, d / heads] a layer."""
+
+    def __init__(self, memory: Memory, heads: int, steps: int):
+        batch, _, width = memory.rows.shape
+
+        def own(x: Tensor) -> Tensor:
+            return x.clone(memory_format=torch.contiguous_format)
+
+        self.keys = [own(k) for k in memory.keys]
+        self.values = [None if v is None else own(v) for v in memory.values]
+        self.pointer = None if memory.pointer_keys is None else own(memory.pointer_keys.transpose(1, 2))
+        self.bias = own(memory.bias[:, None])
+        self.valid = None if memory.valid is None else own(memory.valid)
+        self.past = [memory.rows.new_empty(2, batch, heads, steps, width // heads) for _ in self.keys]
+
+    def keep(self, samples: list[int]) -> list[int]:
+        """These samples alone (ascending); one that has stopped would cost as much as one that runs. The last
+        ones move into the places that are free; returned is which sample each place has then."""
+        few = len(samples)
+        free = sorted(set(range(few)).difference(samples))
+        late = samples[few - len(free) :]
+        moved = dict(zip(free, late))
+
+        def kept(x: Tensor | None, batch: int = 0) -> Tensor | None:
+            if x is None:
+                return None
+            for place, sample in zip(free, late):
+                x.select(batch, place).copy_(x.select(batch, sample))
+            return x.narrow(batch, 0, few)
+
+        self.keys, self.values = [kept(k) for k in self.keys], [kept(v) for v in self.values]
+        self.pointer, self.bias, self.valid = kept(self.pointer), kept(self.bias), kept(self.valid)
+        self.past = [kept(p, 1) for p in self.past]
+        return [moved.get(place, place) for place in range(few)]
 
 
 class Decoder:
@@ -207,17 +263,17 @@ class Decoder:
 
     KEPT = 4
 
-    def __init__(self, policy: Policy):
-        self.policy = policy
+    def __init__(self, policy: Policy, tokens_per_step: int = 1):
+        self.policy, self.tokens_per_step = policy, tokens_per_step
         self._loops: dict[tuple, ChunkedLoop] = {}
         self._folded: FoldedLoop | None = None
 
     def __call__(self, memory: Memory) -> Choices:
         if memory.rows.device.type == "cpu" and memory.rows.dtype == torch.float32:
             self._folded = self._folded or FoldedLoop(self.policy)
-            return self._folded(memory)
-        if not memory.rows.is_cuda:
-            return self.policy.decode(memory)
+            return self._folded(memory, self.tokens_per_step)
+        if not memory.rows.is_cuda or self.tokens_per_step > 1:
+            return self.policy.decode(memory, self.tokens_per_step)
         key = (memory.rows.shape, memory.valid is None)
         loop = self._loops.pop(key, None) or ChunkedLoop(self.policy, memory)
         self._loops[key] = loop

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 
 from methods.base import ImageView, Positions, Pruner, Selection
+from methods.errors import UserError
 from methods.registry import register
 from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.batch import padded
@@ -29,7 +30,8 @@ class StepPrune(Pruner):
     (ours; the paper trains once for each mean). checkpoint: a safetensors file of `harness train stepprune`
     instead of a shipped one. positions: survivors keep the rotary positions of their places, as in training,
     where the sequence has its full length (open in the paper), or are `renumbered`. denoise: survivors pass
-    the trained denoiser too (off, as in the paper).
+    the trained denoiser too (off, as in the paper). tokens_per_step: taken at once, those with the highest
+    logits (ours; 1, as in the paper; more are faster, and the next choice is told of them together).
 
     `Trace.kept`: ascending, the spatial order of Sec. 3.1. `orders`: of each image of the latest call, the
     same tokens in the order in which they were chosen, int64 [K] (to look at).
@@ -41,9 +43,10 @@ class StepPrune(Pruner):
     positions: Positions = "original"
     checkpoint: str | None = None
     denoise: bool = False
+    tokens_per_step: int = 1
 
-    #: policy -> what runs its loop
-    decoder: ClassVar[Callable[[Policy], Callable[[Memory], Choices]]] = Decoder
+    #: policy and tokens_per_step -> what runs its loop
+    decoder: ClassVar[Callable[[Policy, int], Callable[[Memory], Choices]]] = Decoder
     #: policy and denoiser instead of a checkpoint's, see `take`
     _given: ClassVar[tuple[Policy, LocalDenoiser] | None] = None
     #: what the policy at hand was prepared for
@@ -51,6 +54,10 @@ class StepPrune(Pruner):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.tokens_per_step < 1:
+            raise UserError(
+                f"stepprune: tokens_per_step {self.tokens_per_step}: give a whole number from 1 on"
+            )
         if self.checkpoint is not None:  # named by a person: refused before a model is loaded
             checkpoints.read(Path(self.checkpoint))
 
@@ -78,7 +85,7 @@ class StepPrune(Pruner):
 
     def _use(self, policy: Policy, denoiser: LocalDenoiser) -> None:
         self._policy, self._denoiser = policy, denoiser
-        self._decode = self.decoder(policy)
+        self._decode = self.decoder(policy, self.tokens_per_step)
 
     def take(self, policy: Policy, denoiser: LocalDenoiser) -> None:
         """Choose by this policy, with its own stop bias, instead of a checkpoint's."""

@@ -215,16 +215,17 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, memory: Memory, i: int, past: tuple[Tensor, Tensor] | None, at: int
     ) -> Tensor:
         """Inputs of all steps [B, S, d], each seeing itself and those before it; or, given `past`, buffers
-        for keys and values [B, heads, S, d / heads], of step `at` alone [B, 1, d], which is written to them.
-        This is layer i, which tells its part of the memory.
+        for keys and values [B, heads, S, d / heads], of the n inputs from number `at` on alone [B, n, d],
+        which are written to them and see each other. This is layer i, which tells its part of the memory.
 
-        Returns the same shape, or with `points` the logits [B, S or 1, N + 1].
+        Returns the same shape, or with `points` the logits [B, S or n, N + 1].
         """
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.norm_self(x)).chunk(3, -1))
         if past is not None:
+            end = at + x.shape[1]
             for buffer, new in zip(past, (k, v)):
-                buffer[:, :, at : at + 1] = new
-            k, v = (buffer[:, :, : at + 1] for buffer in past)
+                buffer[:, :, at:end] = new
+            k, v = (buffer[:, :, :end] for buffer in past)
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=past is None and x.shape[1] > 1)
         x = x + self.out_self(join_heads(seen))
         query = split_heads(self.query(self.norm_cross(x)), self.heads)
@@ -304,9 +305,9 @@ class Policy(nn.Module):
     def logits(self, x: Tensor, memory: Memory, past=None, at: int = 0) -> Tensor:
         """Pointer logits of Eq. 5 before mask and temperature, float32 [B, S, N + 1].
 
-        x: inputs q_1..q_S [B, S, d], or with `past` (one pair of buffers a layer) that of step `at`, [B, 1,
-        d]. A fixed code of the step's number is added to each (open; ours): without it self-attention over a
-        set could hardly tell how many were chosen.
+        x: inputs q_1..q_S [B, S, d], or with `past` (one pair of buffers a layer) those from number `at` on,
+        [B, n, d]. A fixed code of the step's number is added to each (open; ours): without it self-attention
+        over a set could hardly tell how many were chosen.
         """
         x = x + self.step_codes[at : at + x.shape[1]].to(x.dtype)
         for i, layer in enumerate(self.decoder):
@@ -322,8 +323,11 @@ class Policy(nn.Module):
         return [tuple(memory.rows.new_empty(shape) for _ in range(2)) for _ in self.decoder]
 
     @torch.no_grad()
-    def decode(self, memory: Memory) -> Choices:
+    def decode(self, memory: Memory, tokens_per_step: int = 1) -> Choices:
         """The selection loop, Eqs. 5 to 8, with cached keys and values: the hard choices.
+
+        tokens_per_step (ours): a step takes so many, those with the highest logits down to ⊥, and the next
+        one is told of all of them. The first takes them all even if ⊥ is among them.
 
         Every tensor has the same shape in every call, and nothing is read back to the host inside the loop on
         a GPU: a sample that has stopped keeps stepping, and chooses ⊥ again and again. On the CPU, where
@@ -331,8 +335,8 @@ class Policy(nn.Module):
         """
         steps = self.steps(memory)
         state = self.begin(memory, steps)
-        for at in range(steps):
-            self.step(memory, state, at)
+        for at in range(0, steps, tokens_per_step):
+            self.step(memory, state, at, take=tokens_per_step)
             if not memory.rows.is_cuda and bool(state.done.all()):
                 break
         return state.choices(memory.stop)
@@ -352,18 +356,24 @@ class Policy(nn.Module):
             self.buffers_for(memory, steps),
         )
 
-    def step(self, memory: Memory, state: LoopState, at: int, may_stop: bool = True) -> Tensor:
-        """Step `at` (0-based), in place. Returns the masked logits, [B, N + 1]. Argmax needs no softmax and
-        no temperature."""
-        logits = self.logits(state.query, memory, state.past, at)[:, 0] + state.mask
+    def step(self, memory: Memory, state: LoopState, at: int, may_stop: bool = True, take: int = 1) -> Tensor:
+        """A step, in place, that takes number `at` (0-based) and the `take - 1` behind it, as far as there is
+        room for them. Returns the masked logits, [B, N + 1]. Argmax needs no softmax and no temperature."""
+        first = at - state.query.shape[1] + 1  # input 0 is s_start, input t the token taken as number t - 1
+        logits = self.logits(state.query, memory, state.past, first)[:, -1] + state.mask
         may_stop = may_stop and at >= self.config.min_tokens
-        choice = (logits if may_stop else logits[:, : memory.stop]).argmax(1)
-        choice = choice.masked_fill(state.done, memory.stop)
-        state.order[:, at] = choice
-        state.done.logical_or_(choice == memory.stop)
-        state.mask.scatter_(1, choice[:, None], -math.inf)
-        index = choice[:, None, None].expand(-1, 1, memory.rows.shape[2])
-        torch.gather(memory.rows, 1, index, out=state.query)
+        allowed = logits if may_stop else logits[:, : memory.stop]
+        take = min(take, state.order.shape[1] - at, memory.stop)
+        choice = allowed.argmax(1, keepdim=True) if take == 1 else best(allowed, take, memory.stop)
+        choice = choice.masked_fill(state.done[:, None], memory.stop)
+        state.order[:, at : at + take] = choice
+        state.done.logical_or_(choice[:, -1] == memory.stop)
+        state.mask.scatter_(1, choice, -math.inf)
+        index = choice[..., None].expand(-1, -1, memory.rows.shape[2])
+        if take == state.query.shape[1]:
+            torch.gather(memory.rows, 1, index, out=state.query)
+        else:
+            state.query = memory.rows.gather(1, index)
         return logits
 
     @torch.no_grad()
@@ -433,8 +443,8 @@ class Policy(nn.Module):
 
 @dataclass
 class LoopState:
-    """What changes from step to step, all of it in place. query: [B, 1, d]. mask: float32 [B, N + 1], m_t.
-    done: bool [B]. order: int64 [B, S]. past: see `Policy.buffers_for`."""
+    """What changes from step to step. query: the inputs not yet read, [B, n, d]. mask: float32 [B, N + 1],
+    m_t. done: bool [B]. order: int64 [B, S]. past: see `Policy.buffers_for`."""
 
     query: Tensor
     mask: Tensor
@@ -444,6 +454,13 @@ class LoopState:
 
     def choices(self, stop: int) -> Choices:
         return Choices(self.order, (self.order != stop).sum(1))
+
+
+def best(logits: Tensor, take: int, stop: int) -> Tensor:
+    """The `take` highest of each row, highest first, int64 [B, take]; ⊥ where none is left, and from ⊥ on."""
+    value, choice = logits.topk(take, 1)
+    choice.masked_fill_(value == -math.inf, stop)
+    return choice.masked_fill((choice == stop).cumsum(1) > 0, stop)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:

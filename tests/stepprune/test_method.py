@@ -11,7 +11,7 @@ from harness.costs import plan
 from methods import registry
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
-from methods.stepprune.fast import ChunkedLoop, FoldedLoop
+from methods.stepprune.fast import ChunkedLoop, FoldedLoop, tensors
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig
 
@@ -78,6 +78,19 @@ def test_budget_moves_the_count(backbone, images, file):
         and (counts[1] <= counts[2]).all()
         and counts[0].sum() < counts[2].sum()
     )
+
+
+def test_several_tokens_a_step_by_name(backbone, images, file):
+    kept = {}
+    for take in (1, 6):
+        pruner = registry.build(f"stepprune:checkpoint={file},tokens_per_step={take}", budget=12)
+        with torch.no_grad(), pruner(backbone.model) as trace:
+            backbone.model(**backbone.inputs(images, PROMPTS))
+        kept[take] = [k[0].tolist() for k in trace.kept]
+        assert [sorted(order.tolist()) for order in pruner.orders] == kept[take]
+    assert kept[1] != kept[6] and min(map(len, kept[6])) >= 6
+    with pytest.raises(UserError, match="tokens_per_step 0: give a whole number from 1 on"):
+        registry.build("stepprune:tokens_per_step=0", budget=12)
 
 
 def test_denoiser_and_positions_are_switches(backbone, images, tmp_path, file):
@@ -225,11 +238,12 @@ def trained_like(config: PolicyConfig) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("pointer", "layers"), [("projection", 1), ("projection", 2), ("attention", 2)])
+@pytest.mark.parametrize("take", [1, 4])
 @torch.no_grad()
-def test_folded_loop_chooses_what_the_plain_one_does(batch, padded, pointer, layers):
+def test_folded_loop_chooses_what_the_plain_one_does(batch, padded, pointer, layers, take):
     """Else a CPU run keeps other tokens than the same run on a GPU."""
     torch.manual_seed(0)
     policy = trained_like(
@@ -239,12 +253,30 @@ def test_folded_loop_chooses_what_the_plain_one_does(batch, padded, pointer, lay
     lengths = set()
     for bias in (-50.0, 0.0, 1.0, 50.0):  # from never to at once
         policy.stop_bias.fill_(bias)
-        valid = torch.arange(30) < torch.tensor([30, 11, 20][:batch])[:, None] if padded else None
+        valid = torch.arange(30) < torch.tensor([30, 11, 20, 3, 17][:batch])[:, None] if padded else None
         memory = policy.remember(torch.randn(batch, 30, 16), torch.randn(batch, 4, 12), valid)
-        plain, fast = policy.decode(memory), loop(memory)
+        before = [t.clone() for t in tensors(memory)]
+        plain, fast = policy.decode(memory, take), loop(memory, take)
         assert torch.equal(plain.order, fast.order) and torch.equal(plain.count, fast.count)
+        assert all(torch.equal(a, b) for a, b in zip(before, tensors(memory))), "the memory is not the loop's"
         lengths |= set(plain.count.tolist())
-    assert min(lengths) == 2 and max(lengths) > 10, "both stopping and going on were compared"
+    assert min(lengths) <= max(take, 2) and max(lengths) > 10, "both stopping and going on were compared"
+
+
+@pytest.mark.parametrize("take", [2, 5, 60])
+@torch.no_grad()
+def test_several_tokens_a_step_are_its_best_ones(take):
+    torch.manual_seed(0)
+    policy = trained_like(PolicyConfig(16, 12, heads=4, max_steps=25))
+    policy.stop_bias.fill_(-50)
+    memory = policy.remember(torch.randn(3, 30, 16), torch.randn(3, 4, 12))
+    one, several = policy.decode(memory), policy.decode(memory, take)
+    first = policy.logits(policy.start.expand(3, 1, -1), memory)[:, 0, :-1].topk(min(take, 25)).indices
+    assert torch.equal(several.order[:, : first.shape[1]], first)
+    assert several.count.tolist() == [25] * 3 and all(len(set(row)) == 25 for row in several.order.tolist())
+    assert not torch.equal(one.order, several.order)
+    memory.bias[:, -1] = 50
+    assert policy.decode(memory, take).count.tolist() == [min(take, 25)] * 3, "the first step's are all taken"
 
 
 @pytest.mark.gpu
