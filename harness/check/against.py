@@ -11,7 +11,8 @@ from backbones import shapes
 from harness.check.expected import done, units_of
 from harness.check.findings import Finding
 from harness.check.registry import label
-from harness.published import Accuracy, Registry, Row, half_unit
+from harness.published import Registry, half_unit
+from harness.published.schema import Accuracy, ScoreRow
 from harness.store.bundle import Address, Run
 from harness.tasks.bootstrap import resampled_sums
 from harness.tasks.suites import BENCHMARKS
@@ -253,7 +254,7 @@ def _without_cells(run: Run, table: Accuracy) -> Iterator[Finding]:
             yield Finding("warning", label(table, row), "scores", "none", "a run's", note, table.path)
 
 
-def _row(table: Accuracy, address: Address) -> Row | None:
+def _row(table: Accuracy, address: Address) -> ScoreRow | None:
     """The table's row for a cell: only a method at its default settings has one."""
     _, spec, budget = address
     for row in table.rows:
@@ -267,7 +268,7 @@ def _row(table: Accuracy, address: Address) -> Row | None:
     return None
 
 
-def _beside(where: str, record: Mapping, table: Accuracy, row: Row, layers: int | None) -> Finding:
+def _beside(where: str, record: Mapping, table: Accuracy, row: ScoreRow, layers: int | None) -> Finding:
     """layers: of the published backbone; None: the user says that it is the run's."""
     task, published = record["task"], row.scores[record["task"]]
     where, data = f"{where} / {label(table, row)}", record["data"]

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from harness.check.findings import Finding, Status
-from harness.published import Ablation, Accuracy, Claim, Efficiency, Registry, Row, half_unit, row_of
+from harness.published import Registry, half_unit, row_of
+from harness.published.schema import Ablation, Accuracy, AuthorClaim, Efficiency, ScoreRow
 
 
 def findings(registry: Registry) -> list[Finding]:
@@ -23,7 +24,7 @@ def findings(registry: Registry) -> list[Finding]:
     for table in registry.efficiency.values():
         found += _costs(table, registry.accuracy[table.accuracy_source])
     for table in registry.ablation.values():
-        found += _ablation(table, registry.accuracy[table.from_table[0]])
+        found += _ablation(table, registry.accuracy[table.from_table.table])
     for claims in registry.claims.values():
         for claim in claims.rows:
             found += _claim(claim, registry)
@@ -39,9 +40,11 @@ def count(found: Sequence[Finding]) -> str:
     return f"{tables.total()} printed averages do not follow from what is printed ({parts})" if tables else ""
 
 
-def average(row: Row | Mapping[str, float], vanilla: Mapping[str, float], tasks: Sequence[str] = ()) -> float:
+def average(
+    row: ScoreRow | Mapping[str, float], vanilla: Mapping[str, float], tasks: Sequence[str] = ()
+) -> float:
     """Mean over the tasks of score / vanilla's, in %."""
-    scores = row.scores if isinstance(row, Row) else row
+    scores = row.scores if isinstance(row, ScoreRow) else row
     tasks = tasks or list(scores)
     return 100 * sum(scores[t] / vanilla[t] for t in tasks) / len(tasks)
 
@@ -76,7 +79,7 @@ def _judged(agrees: bool, expected: bool) -> tuple[Status, str]:
     return ("known", "does not follow from the cells") if not expected else ("FAIL", "does not follow")
 
 
-def label(table: Accuracy, row: Row) -> str:
+def label(table: Accuracy, row: ScoreRow) -> str:
     """`table1: fastv, 64 tokens`."""
     if row.method == "vanilla":
         return f"{table.name}: vanilla"
@@ -132,7 +135,7 @@ def _costs(table: Efficiency, accuracies: Accuracy) -> Iterator[Finding]:
 
 
 def _ablation(table: Ablation, source: Accuracy) -> Iterator[Finding]:
-    name, tokens = table.from_table
+    name, tokens = table.from_table.table, table.from_table.tokens
     row = row_of(source, table.method, tokens, table.path.name)
     value = average(row, source.vanilla.scores, table.tasks)
     low, high = average_range(row.scores, source.vanilla.scores, table.tasks)
@@ -148,7 +151,7 @@ def _ablation(table: Ablation, source: Accuracy) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _claim(claim: Claim, registry: Registry) -> Iterator[Finding]:
+def _claim(claim: AuthorClaim, registry: Registry) -> Iterator[Finding]:
     """The paper's row of a method beside what the method's own authors say, where both name the budget."""
     for table in registry.accuracy.values():
         for row in table.rows:
