@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.store import records
 from methods.errors import UserError
 
 log = logging.getLogger("harness")
@@ -77,8 +78,12 @@ def pieces(llava: str, qwen: str, device: str, rehearsal: bool = False) -> list[
             "fastv-full-maps", "FastV with full attention maps, as released, against one row", 2,
             ("gpu-day", "--full-maps", llava, "--device", device, *(("--repeats", "2") if rehearsal else ())),
         ),
-        Piece("qwen-batch-1", "the same of Qwen2.5-VL", 6, qwen_run),
-        Piece("llava-batch-8", "eight questions at once", 6, (*llava_run, "--batch-size", "8")),
+        Piece(
+            "training-step", "a training step of every learned method, and of the frozen model alone", 2,
+            ("gpu-day", "--training-step", llava, "--device", device, *few),
+        ),
+        Piece("qwen-batch-1", "the same of Qwen2.5-VL", 5, qwen_run),
+        Piece("llava-batch-8", "eight questions at once", 5, (*llava_run, "--batch-size", "8")),
         Piece("qwen-batch-8", "eight questions at once", 6, (*qwen_run, "--batch-size", "8")),
     ]  # fmt: skip
 
@@ -105,10 +110,10 @@ def run(steps: Sequence[Piece], out: Path, minutes: float) -> int:
 
 def _finished(path: Path) -> bool:
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        records.read(path)
+    except UserError:  # not there, or cut off when the piece was stopped
         return False
-    return isinstance(body, dict) or bool(body)
+    return True
 
 
 def _run(piece: Piece, path: Path) -> str:
@@ -134,9 +139,8 @@ def write_summary(steps: Sequence[Piece], states: Mapping[str, str], out: Path) 
     for piece in steps:
         path = out / f"{piece.name}.json"
         if _finished(path):
-            body = json.loads(path.read_text(encoding="utf-8"))
-            device = body.get("device") if isinstance(body, dict) else None
-            devices |= {device["name"] if isinstance(device, dict) else str(device)} if device else set()
+            device = records.read(path).get("device")
+            devices |= {device["name"]} if device else set()
     rows = [{"piece": p.name, "measures": p.what, "state": states[p.name]} for p in steps]
     where = ", ".join(sorted(devices)) or "no device named yet"
     text = f"# GPU day: {where}\n\n{tabulate(rows, headers='keys', tablefmt='github')}\n"
@@ -155,7 +159,6 @@ def full_maps(shape: str, device: str, repeats: int = REPEATS) -> dict:
     from backbones import shapes
     from harness.costs import random_weights
     from harness.costs.timer import synchronize
-    from harness.run.device import name_of
     from methods import registry
 
     cuda = torch.device(device).type == "cuda"
@@ -172,11 +175,7 @@ def full_maps(shape: str, device: str, repeats: int = REPEATS) -> dict:
 
         return once
 
-    result: dict[str, object] = {
-        "kind": "full_maps",
-        "device": {"name": name_of(device)},
-        "budget": budget,
-    }
+    result: dict[str, object] = {**_header("full_maps", device), "budget": budget}
     for ways, maps in (("sdpa", False), ("eager", True)):
         backbone.model.set_attn_implementation(ways)
         for method in ("vanilla", "fastv"):
@@ -189,6 +188,79 @@ def full_maps(shape: str, device: str, repeats: int = REPEATS) -> dict:
                 times.append(1e3 * (time.perf_counter() - begin))
             result[f"{method}_{'full_maps' if maps else 'fused'}_ms"] = sorted(times[2:])[repeats // 2]
     return result
+
+
+def training_step(shape: str, device: str, repeats: int = 3) -> dict:
+    """Seconds of a training step (forward and backward) of every learned method at a shape with random
+    weights, eight questions on two images, and of the frozen model's alone on all tokens. On a GPU the frozen
+    model is in bfloat16, and the step under autocast.
+
+    Raises UserError if the shape cannot be built on the device.
+    """
+    import torch
+
+    from backbones import shapes
+    from harness.costs import random_weights
+    from methods import learned
+    from methods.stepprune.training.objective import FrozenModel, Step
+    from methods.stepprune.training.options import TrainOptions
+    from methods.stepprune.training.train import step_cost
+
+    cuda = torch.device(device).type == "cuda"
+    backbone = random_weights.build(shapes.load(shape), device, "bfloat16" if cuda else "float32")
+    frozen = FrozenModel(backbone.model, backbone.adapter)
+    batch = _random_batch(backbone, frozen)
+    tokens = min(64, backbone.num_visual_tokens // 2)
+    found = {}
+    for name in learned.names():
+        method = learned.find(name)
+        options = TrainOptions(Path("unused"), name, target_tokens=tokens, **method.DEFAULTS)
+        objective = method.new_objective(options, frozen, batch)
+        step = Step(1.0, options.final_sharpness, 0.0, float(tokens), 0)
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            found[name] = step_cost(objective, batch, step, repeats)
+    return {**_header("training_step", device), "target_tokens": tokens, "methods": found}
+
+
+def _random_batch(backbone, frozen, images: int = 2, questions: int = 4, answer: int = 2):
+    """What the trainer's collator makes of drawn scenes, of noise and random words: `questions` on each of
+    `images`, 62 text tokens, the last `answer` of them to be learned."""
+    import torch
+
+    from methods.stepprune.training.objective import IGNORE, Batch
+
+    inputs = backbone.synthetic(62, images)
+    ids = inputs["input_ids"]
+    is_image = ids[0] == backbone.model.config.image_token_id
+    start, end = int(is_image.int().argmax()), int(is_image.nonzero()[-1]) + 1
+    pictures = {k: inputs[k] for k in ("pixel_values", "image_grid_thw") if k in inputs}
+    seen, grids = frozen.features(pictures)
+    after = ids[:, end:].repeat_interleave(questions, 0)
+    targets = torch.full_like(after, IGNORE)
+    targets[:, -answer:] = after[:, -answer:]
+    rows, device = len(after), ids.device
+    positions = frozen.positions(start, grids[0], after.shape[1]).to(device)
+    return Batch(
+        torch.stack(seen).repeat_interleave(questions, 0),
+        ids[0, :start],
+        after,
+        targets,
+        torch.full((rows,), after.shape[1] - answer, device=device),
+        torch.full((rows,), -1, device=device),
+        positions[:, None].expand(-1, rows, -1),
+    )
+
+
+def _header(kind: str, device: str) -> dict[str, object]:
+    from harness.run.device import name_of
+
+    return {
+        "schema_version": records.SCHEMA_VERSION,
+        "kind": kind,
+        "git_commit": records.git_commit(),
+        "packages": records.package_versions(),
+        "device": {"kind": device.partition(":")[0], "name": name_of(device)},
+    }
 
 
 def tiny_shapes(out: Path) -> tuple[str, str]:

@@ -3,7 +3,6 @@ and recorded as a CUDA graph."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.run.device import name_of, resolve
+from harness.store import records
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,15 @@ def run(options: BenchOptions) -> int:
         settings = {
             k: getattr(options, k) for k in ("width", "visual_tokens", "text_tokens", "dtype", "repeats")
         }
-        body = {"device": name_of(device), "torch": torch.__version__, **settings, "rows": rows}
+        body = {
+            "schema_version": records.SCHEMA_VERSION,
+            "kind": "policy_bench",
+            "git_commit": records.git_commit(),
+            "packages": records.package_versions(),
+            "device": {"kind": device.partition(":")[0], "name": name_of(device)},
+            **settings,
+            "rows": rows,
+        }
         options.report.parent.mkdir(parents=True, exist_ok=True)
-        options.report.write_text(json.dumps(body, indent=1) + "\n")
+        records.write(options.report, body)
     return 0

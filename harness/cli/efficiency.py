@@ -337,21 +337,28 @@ def gpu_day(
         str | None,
         option("--full-maps", "run one piece only, on this shape: FastV with full maps", "NAME", as_text),
     ] = None,
-    repeats: Annotated[int, count("--repeats", "prefills timed, with --full-maps")] = 30,
+    training_step: Annotated[
+        str | None,
+        option("--training-step", "run one piece only, on this shape: training steps", "NAME", as_text),
+    ] = None,
+    repeats: Annotated[
+        int | None, count("--repeats", "with these: prefills (default 30), training steps (3)")
+    ] = None,
 ) -> int:
     """Everything that a GPU is needed for, most valuable first, resumable.
 
     True shapes with random weights: prefill split, memory and energy of every method, StepPrune's loop, FastV
-    as released. Each piece is a process of its own and takes less than eight minutes. No network.
+    as released, training steps. Each piece is a process of its own and takes less than eight minutes. No
+    network.
     """
-    import json
-
     from harness.bench import gpu_day
+    from harness.store import records
 
-    if full_maps is not None:
-        result = gpu_day.full_maps(full_maps, device, repeats)
-        out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-        return 0
+    pieces = {gpu_day.full_maps: full_maps, gpu_day.training_step: training_step}
+    for piece, shape in pieces.items():
+        if shape is not None:
+            records.write(out, piece(shape, device, *(() if repeats is None else (repeats,))))
+            return 0
     gpu_day.check_device(device, rehearse)
     if not rehearse:
         return gpu_day.run(gpu_day.pieces("llava-1.5-7b", "qwen2.5-vl-7b", device), out, minutes)
