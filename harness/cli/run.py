@@ -82,7 +82,14 @@ def run(
         return list_all()
     from harness.run import runner
 
-    return runner.run(config_of(options))
+    return runner.run(config_of(options), _publish)
+
+
+def _publish(session, outcome) -> str:
+    """`leaderboard.publish`, imported when a run is done: bad input is refused sooner so."""
+    from harness.report import leaderboard
+
+    return leaderboard.publish(session, outcome)
 
 
 @command("sweep-bench", examples="example:\n  python -m harness sweep-bench --budget 192 128 64 --limit 8\n")

@@ -19,8 +19,9 @@ from harness.costs import cuda_graphs, energy, fitted, latency, random_weights
 from harness.costs.roofline import Roofline, devices
 from harness.costs.shape_counter import TEXT_TOKENS
 from harness.report import latency_table
-from harness.run import measure_costs, preflight
+from harness.run import preflight
 from harness.run.config import Budget, Method, RunConfig, method_at
+from harness.run.probes import choose
 from harness.run.runner import check_writable
 from harness.run.session import Session
 from harness.store import records
@@ -120,7 +121,7 @@ def _measured(request: Request) -> dict:
         shape, source = session.shape, "noise for an image, random words"
     else:
         session = Session(_known_checkpoint(request).config)
-        probes = measure_costs.choose(session.probes())
+        probes = choose(session.probes())
         samples = [p.inputs() for p in probes]
         shape = _shape_of(session, samples[0])
         source = f"{session.config.suite.title}: " + ", ".join(f"{p.task} {p.row}" for p in probes)

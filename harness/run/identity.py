@@ -96,7 +96,7 @@ def scoring_code(benchmark) -> Code:
 
 def cost_code(family: str) -> Code:
     """Of everything but the method that a measurement of FLOPs and latency depends on."""
-    measuring, _ = _closure(_MEASURING, ("harness.costs", "harness.run.measure_costs"))
+    measuring, _ = _closure(_MEASURING, ("harness.costs", "harness.run.measure_costs", "harness.run.probes"))
     return {**answer_code(family), **measuring}
 
 

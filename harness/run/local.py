@@ -23,7 +23,7 @@ class LocalEngine:
         self.session, self.team = Session(config), team
 
     def compute(self, todo: Sequence[Cell]) -> Iterator[dict]:
-        """See `runner.Engine`. Task by task; yields in the first process alone."""
+        """See `runner.CellEngine`. Task by task; yields in the first process alone."""
         if not todo:
             return
         from tqdm import tqdm
@@ -91,11 +91,12 @@ class LocalEngine:
         from tqdm import tqdm
 
         from harness.run import measure_costs
+        from harness.run.probes import choose
 
         session = self.session
         total = session.config.latency_repeats * len(methods)
         with tqdm(total=total, desc="latency", unit="prefill", disable=None) as bar:
-            probes = measure_costs.choose(session.probes())
+            probes = choose(session.probes())
             return measure_costs.measure(session.config, session.backbone, methods, probes, bar.update)
 
 

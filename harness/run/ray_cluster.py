@@ -34,7 +34,8 @@ OBJECT_STORE = 100 << 20
 
 
 class RayEngine:
-    """A runner.Engine. session: knows the cells; its backbone stays on the CPU, where nothing is computed.
+    """A `runner.CellEngine`. session: knows the cells; its backbone stays on the CPU, where nothing is
+    computed.
 
     Making one connects to the cluster, or starts a local one, and waits for the first worker; `close` ends
     that. Raises UserError if it cannot be done.

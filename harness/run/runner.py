@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +31,7 @@ _AT_THE_END = (
 NAMED = 50
 
 
-class Engine(Protocol):
+class CellEngine(Protocol):
     """Where cells are computed. session: what the run's cells share."""
 
     session: Session
@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """What a run did: the cells' and the efficiency records in table order, how many cells were re-used and
     computed, the records of what failed, and a line for each method that could not do a budget; `kept`: see
     `reuse.Found`."""
@@ -64,9 +64,19 @@ class Outcome:
     kept: dict[tuple, list[str]] = field(default_factory=dict)
 
 
-def run(config: RunConfig) -> int:
-    """The whole of `run_all.py`. Returns 0, or 1 if a cell failed or was left out. Raises UserError for bad
-    input."""
+def run(config: RunConfig, publish: Callable[[Session, RunOutcome], str]) -> int:
+    """The whole of `run_all.py`.
+
+    Args:
+        config: what to run.
+        publish: writes the tables and figures into `config.out`; returns the table for a terminal.
+
+    Returns:
+        The exit code: 0, or 1 if a cell failed or was left out.
+
+    Raises:
+        UserError: bad input.
+    """
     with processes.joined() as team, contextlib.ExitStack() as held:
         if not team.first:  # the first process tells of all
             logging.getLogger("harness").setLevel(logging.WARNING)
@@ -78,7 +88,7 @@ def run(config: RunConfig) -> int:
         for line in engine.session.unavailable:
             LOG.info(f"not available here: {line}")
         outcome = complete(engine, team)
-        return team.gather(_publish(engine.session, outcome) if outcome else 0)[0]
+        return team.gather(_publish(engine.session, outcome, publish) if outcome else 0)[0]
 
 
 def _claim(out: Path, held: contextlib.ExitStack) -> None:
@@ -89,7 +99,7 @@ def _claim(out: Path, held: contextlib.ExitStack) -> None:
             raise UserError(f"{out / name} is a folder, where a file of this run belongs; move it away")
 
 
-def _start(config: RunConfig, team: Processes, held: contextlib.ExitStack) -> Engine:
+def _start(config: RunConfig, team: Processes, held: contextlib.ExitStack) -> CellEngine:
     if config.engine == "local":
         return LocalEngine(config, team)
     if team.size > 1:
@@ -99,12 +109,10 @@ def _start(config: RunConfig, team: Processes, held: contextlib.ExitStack) -> En
     return held.enter_context(contextlib.closing(RayEngine(config)))
 
 
-def _publish(session: Session, outcome: Outcome) -> int:
+def _publish(session: Session, outcome: RunOutcome, publish: Callable[[Session, RunOutcome], str]) -> int:
     """Write the tables and figures and sum up; the exit code."""
-    from harness.report import leaderboard
-
     out = session.config.out
-    LOG.info("\n" + leaderboard.publish(session, outcome))
+    LOG.info("\n" + publish(session, outcome))
     drawn = ", and figures of what prunes" if (out / "accuracy_latency.png").exists() else ""
     LOG.info(f"\nIn {out}: leaderboard.md and leaderboard.csv with a column for each task{drawn}")
     for record in outcome.cells:
@@ -135,7 +143,7 @@ def check_writable(out: Path) -> None:
         ) from error
 
 
-def complete(engine: Engine, team: Processes = ALONE) -> Outcome | None:
+def complete(engine: CellEngine, team: Processes = ALONE) -> RunOutcome | None:
     """Compute what is missing; every record of the run. None in all processes but the first."""
     session = engine.session
     config = session.config
@@ -161,7 +169,8 @@ def complete(engine: Engine, team: Processes = ALONE) -> Outcome | None:
     ordered = [found.records[c.key] for c in cells]
     failed = [r for r in (*ordered, *efficiency) if r["status"] == "failed"]
     computed = sum(c.key in made for c in cells)
-    return Outcome(ordered, efficiency, len(cells) - computed, computed, failed, session.left_out, found.kept)
+    reused = len(cells) - computed
+    return RunOutcome(ordered, efficiency, reused, computed, failed, session.left_out, found.kept)
 
 
 def _to_do(session: Session, found: reuse.Found, team: Processes, first: bool) -> list[Cell]:
@@ -220,7 +229,7 @@ def _check_equal(mine: int, wanted: int) -> None:
         )
 
 
-def _efficiency(engine: Engine, found: reuse.Found, place: Place) -> list[dict]:
+def _efficiency(engine: CellEngine, found: reuse.Found, place: Place) -> list[dict]:
     """One record a method: read if there, else measured together with vanilla in one interleaved session."""
     from harness.run import measure_costs
 

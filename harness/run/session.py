@@ -117,9 +117,9 @@ class Session:
 
     def _match(self) -> None:
         """Find the budgets of equal cost, and add the methods at them that the run has not yet."""
-        from harness.run import measure_costs
+        from harness.run import probes
 
-        counter = measure_costs.shape_counter(self)
+        counter = probes.shape_counter(self.backbone, self.probes())
         tokens, layers = self.backbone.num_visual_tokens, self.backbone.num_layers
         for method in [m for m in self.methods if m.budget is not None]:
             found = match.find(counter, method.spec, method.budget)
@@ -274,7 +274,7 @@ class Session:
 
     def probes(self) -> list:
         """Every question of the run, as candidates for the efficiency measurements."""
-        from harness.run.measure_costs import Probe
+        from harness.run.probes import Probe
 
         probes = []
         for documents in self.documents:
