@@ -10,6 +10,10 @@ import pandas as pd
 
 from harness.report import tables
 from harness.report.tables import MISSING
+from harness.tasks.bootstrap import FEWEST_CLUSTERS
+
+#: of the images, for intervals of a part of the questions
+RESAMPLES = 1000
 
 
 def questions(records: Sequence[Mapping]) -> pd.DataFrame:
@@ -40,6 +44,42 @@ def table(found: pd.DataFrame, budget: float) -> pd.DataFrame:
             means = own.groupby(column)["score"].mean()
             rows[spec] |= {name: means[name] for name in _order(found[column]) if name in means}
     return pd.DataFrame(rows).T.dropna(axis="columns", how="all")
+
+
+def parts(found: pd.DataFrame, images: Mapping[tuple[str, int], str]) -> pd.DataFrame:
+    """Accuracy (%) of each method on each part of the questions, with a 95 % interval by the bootstrap over
+    images. Rows: spec, budget, part (`regime` or `kind`), name, score, low, high; regimes first.
+
+    Args:
+        found: of `questions`.
+        images: the image of each (task, row); questions on one image are drawn together.
+    """
+    asked = found.assign(
+        image=[images[q] for q in zip(found["task"], found["row"])],
+        method=[f"{spec} {budget}" for spec, budget in zip(found["spec"], found["budget"])],
+    )
+    of = {m: pair for m, *pair in asked[["method", "spec", "budget"]].drop_duplicates().values}
+    rows = []
+    for part in ("regime", "kind"):
+        for name in _order(asked[part]):
+            own = asked[asked[part] == name].groupby(["image", "method"])["score"].agg(["sum", "count"])
+            sums, counts = (own[c].unstack(fill_value=0) for c in ("sum", "count"))
+            low, high = _bounds(sums.to_numpy(float), counts.to_numpy(float))
+            for i, method in enumerate(sums):
+                score = sums[method].sum() / counts[method].sum()
+                rows.append((*of[method], part, name, score, low[i], high[i]))
+    return pd.DataFrame(rows, columns=["spec", "budget", "part", "name", "score", "low", "high"])
+
+
+def _bounds(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[2, methods]: 95 % of the means over resampled images; nan for too few of them. sums, counts: [images,
+    methods]."""
+    n = len(sums)
+    if n < FEWEST_CLUSTERS:
+        return np.full((2, sums.shape[1]), np.nan)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nanpercentile((drawn @ sums) / (drawn @ counts), [2.5, 97.5], axis=0)
 
 
 def _order(column: pd.Series) -> list[str]:

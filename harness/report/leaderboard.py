@@ -42,10 +42,10 @@ def publish(session: Session, outcome) -> str:
         counter=counter,
         text_tokens=text_tokens,
     )
-    table, equal = build(), ""
+    (table, averages), equal = build(), ""
     if session.matches:
         at = equal_cost.budgets(session.matches)
-        matched = build(at=at)
+        matched = build(at=at).table
         equal = equal_cost.publish(config.out, matched, session.matches, titles)
         means, places = equal_cost.averages(matched), list(zip(table["block"], table["spec"]))
         table["equal_cost"] = [means.get(place, math.nan) for place in places]
@@ -62,7 +62,7 @@ def publish(session: Session, outcome) -> str:
         index = prediction.render(table, config.budgets)
         atomic.replace(config.out / "prediction.md", index.encode())
     bundle.write_questions(config.out, {d.benchmark.name: d.questions for d in session.documents})
-    contents.publish(session, outcome, table, lines, titles)
+    contents.publish(session, outcome, table, averages, lines, titles)
     where = where and "Evidence recall, and accuracy by regime and kind of question: evidence.md"
     return "\n\n".join(part for part in (terminal(config, table, lines), where, index, equal) if part)
 
@@ -145,7 +145,7 @@ def _labels(rows: pd.DataFrame) -> list[str]:
 
 def _address(row: Mapping) -> tuple:
     """(spec, budget) of a row of the table."""
-    return row["spec"], None if pd.isna(row["budget"]) else row["budget"]
+    return row["spec"], numbers.budget_of(row)
 
 
 def _means(rows: pd.DataFrame) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -128,6 +129,13 @@ def units_of(record: Mapping) -> Units:
     return Units(tuple(u["cluster"]), np.array(u["counts"], dtype=float), tuple(u["stratum"]))
 
 
+class Numbers(NamedTuple):
+    """What a run's reports are made of. table: see `build`. averages: see `averages`."""
+
+    table: pd.DataFrame
+    averages: Mapping[tuple, Average]
+
+
 def build(
     records: Sequence[Mapping],
     measured: Sequence[Mapping],
@@ -138,8 +146,9 @@ def build(
     counter: macs.ModelCounter,
     text_tokens: int,
     at: Mapping[tuple, float | None] | None = None,
-) -> pd.DataFrame:
-    """One row per (block, method): vanilla first, then methods and after them controls, best average first.
+) -> Numbers:
+    """The averages, and a table with one row per (block, method): vanilla first, then methods and after them
+    controls, best average first.
 
     Columns: block, method (`tables.labels`), kind (reference, method, control), budget; score, low, high of
     each task; average, its interval, and group (letters: methods of a block that share one cannot be told
@@ -191,7 +200,12 @@ def build(
     reference = table.loc[table["budget"].isna() & table["gflops"].notna(), "gflops"]
     table["gflops_ratio"] = table["gflops"] / reference.iloc[0] if len(reference) else math.nan
     order = ["block", "method", "kind", "budget", "average", "average_low", "average_high", "group"]
-    return table[order + [c for c in table.columns if c not in order]]
+    return Numbers(table[order + [c for c in table.columns if c not in order]], means)
+
+
+def budget_of(row: Mapping) -> float | None:
+    """The budget of a row of the table, None for vanilla's."""
+    return None if pd.isna(row["budget"]) else row["budget"]
 
 
 def _kind(spec: str) -> str:

@@ -68,7 +68,7 @@ def small(tmp_path_factory):
     table = numbers.build(
         plain, costs, budgets=budgets, tasks=[b.name for b in benchmarks], seed=plain[0]["seed"],
         counter=Counted(run), text_tokens=length,
-    )  # fmt: skip
+    ).table  # fmt: skip
     lines = leaderboard.caption(config, Outcome(plain, costs), table, length)
     leaderboard.write(table, config, lines, run.folder)
     out = tmp_path_factory.mktemp("bundle") / "small"

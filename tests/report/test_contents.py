@@ -2,9 +2,11 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from harness.cli import app
+from harness.report.page import contents
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,35 @@ def test_the_explorer_has_the_questions_asked_for_with_what_was_kept(data):
         kept = {m: a["kept"] for m, a in question["answers"].items()}
         assert kept["vanilla"] is None
         assert len(kept["fastv"]) == 16 and max(kept["fastv"]) < 64
+        assert kept["downsample"] is None, "its tokens are no places of the picture"
+        assert question["answers"]["downsample"]["tokens"] == 16
+    assert data["asked"] >= 6
+
+
+def test_recall_and_accuracy_by_part_are_columns_where_the_data_has_them():
+    """Two methods on twelve images of two questions; by hand: 'a' is right on sparse scenes alone."""
+    records = []
+    for spec, budget in (("vanilla", None), ("a", 64.0)):
+        regimes = ["sparse", "dense"] * 12
+        documents = {"row": list(range(24)), "regime": regimes, "kind": ["hop"] * 24, "chance": [0.1] * 24}
+        documents["score"] = [float(spec == "vanilla" or regime == "sparse") for regime in regimes]
+        documents["recall"] = [1.0 if spec == "vanilla" else 0.75] * 24
+        documents["recall_alone"] = [1.0 if spec == "vanilla" else 0.25] * 24
+        method = {"spec": spec, "budget": budget}
+        records.append({"status": "done", "task": "gqa", "method": method, "documents": documents,
+                        "answers_at_cap": 0 if spec == "vanilla" else 3})  # fmt: skip
+    table = pd.DataFrame({"spec": ["vanilla", "a"], "budget": [None, 64.0]}, index=[5, 9])
+    images = {("gqa", row): str(row // 2) for row in range(24)}
+    found, columns = contents.with_evidence(table, records, images)
+    assert [c["name"] for c in columns] == ["regime: sparse", "regime: dense", "kind: hop"]
+    row = found.loc[9]
+    assert (row["recall"], row["recall_alone"], row["capped"]) == (75.0, 25.0, 3)
+    assert (row["regime: sparse"], row["regime: dense"], row["kind: hop"]) == (100.0, 0.0, 50.0)
+    assert row["kind: hop_low"] == row["kind: hop_high"] == 50.0, "one of two on every image"
+    assert found.loc[5, "regime: dense"] == 100.0
+    for record in records:
+        record["answers_at_cap"], record["documents"] = 0, {"row": [0], "score": [1.0]}
+    assert contents.with_evidence(table, records, images)[1] == []
 
 
 def test_a_falsified_number_of_the_page_is_found(finished, data, capsys):

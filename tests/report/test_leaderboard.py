@@ -24,7 +24,7 @@ def build(config, cells, measured, counter, text_tokens):
     return numbers.build(
         cells, measured, budgets=config.budgets, tasks=[b.name for b in config.benchmarks], seed=config.seed,
         counter=counter, text_tokens=text_tokens,
-    )  # fmt: skip
+    ).table  # fmt: skip
 
 
 def config(*budgets, tasks=("gqa", "pope")):

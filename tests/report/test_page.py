@@ -15,7 +15,11 @@ needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium") or not shutil.which("chromedriver"),
     reason="needs Debian's packages chromium and chromium-driver",
 )
-TASKS = [{"name": "gqa", "title": "GQA"}, {"name": "mme", "title": "MME <b>"}]
+TASKS = [
+    {"name": "gqa", "title": "GQA", "group": "task"}, {"name": "mme", "title": "MME <b>", "group": "task"},
+    {"name": "regime: dense", "title": "dense", "group": "regime"},
+    {"name": "kind: hop", "title": "hop <i>", "group": "kind"},
+]  # fmt: skip
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 #: method, role, where, average, GQA, MME
 ROWS = [
@@ -35,7 +39,8 @@ def question(number: int, right: dict[str, bool]) -> page.Explored:
             "score": float(ok),
             "kept": [0, 5],
             "ordered": m == "stepprune",
-            "took": None,
+            "tokens": 2,
+            "merged": page.packed([-1] * 10 + [1] * 2 + [-1] * 4) if m == "fastv" else None,
         }
         for m, ok in right.items()
     }
@@ -56,6 +61,9 @@ def written(tmp_path_factory) -> Path:
             row |= {"average": average - less, "average_low": average - 5, "average_high": average + 5}
             row |= {"gqa": gqa, "gqa_low": gqa - 6, "gqa_high": gqa + 6, "mme": mme, "mme_low": mme - 90}
             row |= {"mme_high": mme + 90, "kept": budget, "kept_std": 0.0, "mean_over_layers": budget}
+            row |= {"regime: dense": 50.0 + at, "recall": 80.0 - at, "recall_alone": 40.0, "capped": at}
+            row |= {"kind: hop": None if role == "reference" else 30.0 - at, "regime: dense_low": 40.0}
+            row |= {"regime: dense_high": 60.0, "equal_cost": 50.0 + at, "equal_cost_budget": 48.0}
             row |= {"gflops": 5.0 + at, "gflops_ratio": 0.5, "prefill": 30.0 + at, "speedup": 1.5}
             rows.append(
                 {**row, "failed": ["mme"] if name == "random" else [], "group": "a" if at < 3 else "b"}
@@ -69,6 +77,7 @@ def written(tmp_path_factory) -> Path:
         {name: (role, where, "ours" if name == "fastv" else "") for name, role, where, *_ in ROWS},
         {64: {"methods": ["stepprune", "fastv"], "cells": cells}},
         [question(0, {"stepprune": True, "fastv": False}), question(1, {"stepprune": False, "fastv": True})],
+        asked=77,
     )
     out = tmp_path_factory.mktemp("page") / "index.html"
     return page.write(out, data, [f"caption {EVIL}"], "Six methods", "made by a test")
@@ -79,7 +88,8 @@ def test_the_data_of_the_page_can_be_read_back(written):
     body = text.split('<script type="application/json" id="data">')[1].split("</script>")[0]
     data = json.loads(body)
     assert [r["method"] for r in data["blocks"][1]["rows"]] == [name for name, *_ in ROWS]
-    assert data["questions"][0]["image"].startswith("data:image/jpeg;base64,")
+    assert data["pictures"][data["questions"][0]["image"]].startswith("data:image/webp;base64,")
+    assert len(data["pictures"]) == 1, "two questions on one picture"
 
 
 def test_markup_in_names_questions_and_captions_stays_text(written):
@@ -163,6 +173,20 @@ def test_columns_budgets_and_filters(opened):
 
 
 @needs_chromium
+def test_regimes_kinds_evidence_and_cut_answers(opened):
+    """Columns that only some data has: they sort, and a row without a number stands last."""
+    assert shown(opened, "column", "regime: dense")[1:3] == ["oracle", "random"]
+    assert shown(opened, "column", "kind: hop")[-1] == "oracle"
+    text = opened.find_element("id", "board").text
+    assert all(head in text for head in ("Evidence", "unmerged", "Cut", "hop <i>", "52.0 @ 48"))
+    opened.find_element("css selector", "#board th[data-sort=recall]").click()
+    assert rows(opened)[1] == "stepprune"
+    groups = opened.find_elements("css selector", "#column optgroup")
+    assert [g.get_attribute("label") for g in groups] == ["Tasks", "Scenes (regime)", "Kinds of question"]
+    assert "2 of 77 questions are embedded" in opened.find_element("id", "embedded").text
+
+
+@needs_chromium
 def test_pairs_tell_what_is_significant(opened):
     choose(opened, "budget", "1")
     opened.find_element("css selector", "#pairs-box summary").click()
@@ -205,6 +229,12 @@ def test_an_overlay_is_drawn_for_a_chosen_method(opened):
     opened.find_element("css selector", "#question button[data-method=fastv]").click()
     kept, dropped = opened.execute_script(pixels)
     assert kept == 0 < dropped  # place 0 is kept: the picture shows; place 10 is not
+    assert "2 places merged into 1 tokens" in opened.find_element("id", "question").text
+    tint = opened.execute_script(
+        "return [...document.querySelector('#question canvas').getContext('2d').getImageData(300, 300, 1, 1)"
+        ".data]"
+    )
+    assert max(tint[:3]) - min(tint[:3]) > 60, "place 10 went into the second token: its colour"
     assert "yellow: where the answer is" in opened.find_element("id", "question").text
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 #: longest side of an embedded picture, pixels
@@ -38,7 +39,8 @@ class Explored:
         regime: of the scene, "" where the data does not say.
         kind: of the question, "" where the data does not say.
         evidence: visual tokens that hold the answer.
-        answers: by method spec: text, score (0 to 1), kept (list or None), ordered, took.
+        answers: by method: text, score (0 to 1), kept (list; None: not known, or everything), tokens (their
+            number in the last layer), ordered (kept is in the order of choice), merged (see `packed`).
     """
 
     id: str
@@ -77,18 +79,20 @@ def build(
     roles: Mapping[str, tuple[str, str, str]],
     pairs: Mapping[float, Mapping] | None = None,
     questions: Sequence[Explored] = (),
+    asked: int | None = None,
 ) -> dict:
     """The page's data.
 
     Args:
         title: of the page.
         table: the leaderboard's rows (`harness.report.numbers.build`).
-        tasks: name and title of each further column that can be chosen: tasks, regimes, kinds.
+        tasks: name, title and group (task, regime, kind) of each further column that can be chosen.
         labels: of each budget.
         roles: by method spec: role (reference, method, control, answer key), where it acts (before, inside,
             none), its footnote.
         pairs: by budget: methods, and cells[i][j] = [difference, low, high, p, significant] or None.
         questions: of the explorer.
+        asked: questions of the whole run.
     """
     blocks = []
     for budget, rows in table.groupby("block", sort=False):
@@ -96,8 +100,23 @@ def build(
         blocks.append(
             {"budget": budget, "label": labels[budget], "rows": entries, "pairs": (pairs or {}).get(budget)}
         )
-    shown = [{**vars(q), "evidence": list(q.evidence), "image": picture(q.image)} for q in questions]
-    return {"title": title, "columns": [dict(t) for t in tasks], "blocks": blocks, "questions": shown}
+    pictures: dict[str, int] = {}  # several questions may be about one
+    shown = [
+        {
+            **vars(q),
+            "evidence": list(q.evidence),
+            "image": pictures.setdefault(picture(q.image), len(pictures)),
+        }
+        for q in questions
+    ]
+    return {
+        "title": title,
+        "columns": [dict(t) for t in tasks],
+        "blocks": blocks,
+        "pictures": list(pictures),
+        "questions": shown,
+        "asked": len(shown) if asked is None else asked,
+    }
 
 
 #: what of a row is no number
@@ -127,12 +146,20 @@ def _number(value: object) -> float | None:
 
 
 def picture(image) -> str:
-    """A PIL image as a data URI, JPEG, scaled down to at most SIDE."""
+    """A PIL image as a data URI, WebP (half of a JPEG), scaled down to at most SIDE."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
-    small.save(data, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    small.save(data, "WEBP", quality=75)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def packed(merged: Sequence[int] | None) -> str | None:
+    """`Answer.merged` as text, two characters a token: the place in base 36, or `..` for none. None for None,
+    and for more places than fit."""
+    if merged is None or max(merged) >= 36**2:
+        return None
+    return "".join(".." if place < 0 else np.base_repr(place, 36).lower().zfill(2) for place in merged)
 
 
 def as_json(data: Mapping) -> str:

@@ -1,4 +1,5 @@
-"""What a run's page shows, gathered from the run: rows, pairs of methods, hard questions, the explorer."""
+"""What a run's page shows, gathered from the run: rows, pairs of methods, hard questions, evidence and parts
+of the questions, the explorer."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from harness.report import numbers, page, tables
+from harness.report import evidence, numbers, page, tables
 from harness.store import records
 from harness.store.journal import Journal
 from harness.tasks.bootstrap import holm, paired_p_values
@@ -96,6 +97,40 @@ def with_hard(table: pd.DataFrame, records: Iterable[Mapping]) -> pd.DataFrame:
     return table.assign(hard=column)
 
 
+def with_evidence(
+    table: pd.DataFrame, records: Sequence[Mapping], images: Mapping[tuple[str, int], str]
+) -> tuple[pd.DataFrame, list[dict]]:
+    """The table with columns `capped` (answers as long as they may be, where there are any), and on data that
+    says where its answers are `recall`, `recall_alone` and accuracy by regime and by kind of question; and
+    the columns that can be chosen of these.
+
+    Args:
+        images: see `evidence.parts`.
+    """
+    capped: dict[tuple, int] = {}
+    for r in records:
+        own = r["method"]["spec"], r["method"]["budget"]
+        capped[own] = capped.get(own, 0) + (r.get("answers_at_cap") or 0)
+    places = [(row["spec"], numbers.budget_of(row)) for row in table.to_dict("records")]
+    if any(capped.values()):
+        table = table.assign(capped=[capped.get(place) for place in places])
+    found = evidence.questions(records)
+    if found.empty:
+        return table, []
+    found["budget"] = found["budget"].astype(object).where(found["budget"].notna(), None)
+    means = found.groupby(["spec", "budget"], dropna=False)[["recall", "recall_alone"]].mean()
+    recalls = {(spec, None if pd.isna(b) else b): row for (spec, b), row in means.iterrows()}
+    extra = {name: [recalls[p][name] if p in recalls else None for p in places] for name in means.columns}
+    columns = []
+    for (part, name), own in evidence.parts(found, images).groupby(["part", "name"], sort=False):
+        key = f"{part}: {name}"
+        columns.append({"name": key, "title": name, "group": part})
+        by = {(row["spec"], numbers.budget_of(row)): row for row in own.to_dict("records")}
+        for end, column in (("", "score"), ("_low", "low"), ("_high", "high")):
+            extra[key + end] = [by[p][column] if p in by else None for p in places]
+    return pd.concat([table, pd.DataFrame(extra, index=table.index)], axis=1), columns
+
+
 def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
     """The explorer's questions with every method's answer.
 
@@ -104,6 +139,8 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
     """
     from harness.report.overlay import Picture, grid_of
     from methods import registry
+    from methods.base import Pruner
+    from methods.views import cells as cells_under
 
     done = {r["key"]: r for r in outcome.cells if r["status"] == "done"}
     wanted: dict[str, list[int]] = {}
@@ -130,7 +167,9 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
             if row not in asked:
                 continue
             image, text = model.picture(asked[row])
-            document = documents.rows[documents.numbers.index(row)]
+            place = documents.numbers.index(row)
+            document, grid = documents.rows[place], grid_of(session.backbone, Picture(image, text))
+            hint = documents.hints[place].evidence if documents.hints else ()
             question = page.Explored(
                 f"{documents.benchmark.name}/{row}",
                 documents.benchmark.name,
@@ -138,9 +177,10 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
                 text,
                 _target(task.doc_to_target(document)),
                 image,
-                grid_of(session.backbone, Picture(image, text)),
+                grid,
                 str(document.get("regime") or ""),
                 str(document.get("kind") or ""),
+                cells_under(hint, *grid).ravel().nonzero()[0].tolist() if hint else (),
             )
             for cell, answers, scores in cells:
                 answer = answers.get(row)
@@ -149,12 +189,15 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
                 name = names.get(cell.method.spec, cell.method.spec)
                 if several and cell.method.budget is not None:
                     name += f" @ {cell.method.budget:g}"
+                pruner = registry.available(answer_key=True)[cell.method.name]
+                own_raster = pruner.image_grid is not Pruner.image_grid  # no places of this one
                 question.answers[name] = {
                     "text": answer.text,
                     "score": float(scores[row]),
-                    "kept": None if answer.kept is None else list(answer.kept),
-                    "ordered": hasattr(registry.available(answer_key=True)[cell.method.name], "orders"),
-                    "took": None,
+                    "kept": None if answer.kept is None or own_raster else list(answer.kept),
+                    "tokens": answer.visual_tokens[-1],
+                    "ordered": hasattr(pruner, "orders"),
+                    "merged": None if own_raster else page.packed(answer.merged),
                 }
             found.append(question)
     return found
@@ -167,29 +210,40 @@ def _target(target: object) -> str:
     return str(target)
 
 
-def publish(session, outcome, table: pd.DataFrame, lines: Sequence[str], labels: Mapping[float, str]):
+def publish(
+    session,
+    outcome,
+    table: pd.DataFrame,
+    averages: Mapping[tuple, numbers.Average],
+    lines: Sequence[str],
+    labels: Mapping[float, str],
+):
     """Write OUT/index.html of a run; its path.
 
     Args:
-        table: of `numbers.build`.
+        table, averages: of `numbers.build`.
         lines: the caption.
         labels: of each budget.
     """
     config = session.config
-    tasks = [{"name": b.name, "title": b.title} for b in config.benchmarks]
-    cells = {(r["task"], r["method"]["spec"], r["method"]["budget"]): r for r in outcome.cells}
-    means = numbers.averages(cells, [b.name for b in config.benchmarks], config.seed)
-    table = with_hard(table, outcome.cells)
+    tasks = [{"name": b.name, "title": b.title, "group": "task"} for b in config.benchmarks]
+    images = {
+        (d.benchmark.name, row): image
+        for d in session.documents
+        for row, image in zip(d.numbers, d.image_ids)
+    }
+    table, parts = with_evidence(with_hard(table, outcome.cells), outcome.cells, images)
     names = dict(zip(table["spec"], table["method"]))
     name = tables.without_paths(str(session.backbone.name))
     found = page.build(
         f"{name} at {' and '.join(labels[b] for b in sorted(config.budgets, reverse=True))}",
         table,
-        tasks,
+        [*tasks, *parts],
         labels,
         roles(table),
-        pairs(table, means),
+        pairs(table, averages),
         explored(session, outcome, names),
+        asked=len(images),
     )
     prunes = table.loc[table["kind"] == "method", "method"].nunique()
     lead = (

@@ -22,6 +22,7 @@ const options = (select, entries) =>
 // ---- leaderboard
 
 const columns = [["average", "average of score / vanilla, %"], ...data.columns.map((c) => [c.name, c.title])];
+const partsOf = { task: "Tasks", regime: "Scenes (regime)", kind: "Kinds of question" };
 const state = { sort: null, down: true };
 
 /** [value, low, high] of a row in the chosen column, or null. */
@@ -46,7 +47,8 @@ const facts = [
   ["speedup", "Speed-up", (r) => (there(r.speedup) ? shown(r.speedup, 2) + "×" : "–")],
   ["hard", "Hard", (r) => shown(r.hard)],
   ["recall", "Evidence", (r) => shown(r.recall)],
-  ["equal", "Equal cost", (r) => shown(r.equal)],
+  ["recall_alone", "unmerged", (r) => shown(r.recall_alone)],
+  ["equal_cost", "Equal cost", (r) => (there(r.equal_cost) ? `${shown(r.equal_cost)} @ ${Number(r.equal_cost_budget)}` : "–")],
   ["capped", "Cut", (r) => shown(r.capped, 0)],
 ];
 const titles = {
@@ -56,8 +58,9 @@ const titles = {
   gflops_ratio: "FLOPs of one prefill, vision tower included, against no pruning",
   speedup: "measured prefill, against no pruning",
   hard: "% right of the questions that no pruning gets right and downsampling at this budget gets wrong",
-  recall: "% of the patches that hold the answer that were kept",
-  equal: "average at equal prefill FLOPs (--match flops)",
+  recall: "% of the patches that hold the answer which reached the last layer, by themselves or merged into another token",
+  recall_alone: "% of the patches that hold the answer which reached the last layer by themselves",
+  equal_cost: "average at the budget (behind the @) whose prefill costs what keeping this many tokens before the language model does (--match flops)",
   capped: "answers cut at the limit of new tokens",
 };
 
@@ -77,7 +80,7 @@ function drawBoard() {
     const order = x < y ? -1 : x > y ? 1 : a.method < b.method ? -1 : 1;
     return state.down && key !== "method" ? -order : order;
   });
-  const bounds = rows.flatMap((row) => (chosen(row, column) || []).slice(0, 3)).filter((v) => v !== null);
+  const bounds = rows.flatMap((row) => chosen(row, column) || []).filter(there);
   const low = Math.min(...bounds), high = Math.max(...bounds), span = high - low || 1;
   const head = (name, text, title) =>
     make(
@@ -102,7 +105,7 @@ function drawBoard() {
   const body = rows.map((row) => {
     const value = chosen(row, column);
     const strip = make("div", { class: "strip" });
-    if (value && value[1] !== null) {
+    if (value && there(value[1])) {
       const place = (v) => `${(100 * (v - low)) / span}%`;
       strip.append(
         make("i", { style: `left:${place(value[1])};width:${(100 * (value[2] - value[1])) / span}%` }),
@@ -276,7 +279,7 @@ function drawQuestion() {
   const methods = Object.keys(q.answers);
   if (!methods.includes(explorer.method)) explorer.method = methods.find((m) => q.answers[m].kept) || methods[0];
   const canvas = make("canvas", { width: 480, height: Math.round((480 * q.grid[0]) / q.grid[1]) });
-  const image = make("img", { src: q.image, alt: "the picture asked about" });
+  const image = make("img", { src: data.pictures[q.image], alt: "the picture asked about" });
   const note = make("p", { class: "fine" });
   const rows = methods.map((m) => {
     const answer = q.answers[m];
@@ -286,7 +289,7 @@ function drawQuestion() {
         "button",
         { type: "button", "data-method": m, "aria-pressed": m === explorer.method, onclick: () => { explorer.method = m; drawQuestion(); } },
         make("span", {}, m), make("span", { class: answer.score >= 0.5 ? "right" : "wrong" }, answer.text || "(nothing)"),
-        make("span", { class: "where" }, answer.kept ? `${answer.kept.length} tokens` : ""),
+        make("span", { class: "where" }, `${answer.tokens} tokens`),
       ),
     );
   });
@@ -301,19 +304,46 @@ function drawQuestion() {
   overlay(canvas, q, q.answers[explorer.method], note);
 }
 
+/** Which kept token (by place) took in each dropped place: Map from place of the picture. */
+function holders(merged) {
+  const found = new Map();
+  for (let i = 0; merged && 2 * i < merged.length; i++) {
+    const place = parseInt(merged.slice(2 * i, 2 * i + 2), 36);
+    if (!Number.isNaN(place)) found.set(i, place);
+  }
+  return found;
+}
+
 function overlay(canvas, q, answer, note) {
   const context = canvas.getContext("2d"), [rows, cols] = q.grid;
   const w = canvas.width / cols, h = canvas.height / rows;
-  if (!answer.kept) { note.textContent = "This method keeps every token, or its choice was not recorded."; return; }
+  if (!answer.kept) {
+    const all = answer.tokens === rows * cols;
+    note.textContent = all ? "Every token is kept." : "What it keeps are no places of this picture (it sees a smaller one), or it was not recorded.";
+    return;
+  }
   context.fillStyle = "rgba(20, 23, 28, .72)";
   context.fillRect(0, 0, canvas.width, canvas.height);
   const cell = (index) => [(index % cols) * w, Math.floor(index / cols) * h];
   const own = answer.kept.filter((i) => i >= 0);
-  for (const index of [...own, ...(answer.took || []).flat()]) context.clearRect(...cell(index), w, h);
-  (answer.took || []).forEach((members, i) => {
-    context.fillStyle = `hsl(${(47 * i) % 360} 80% 60% / .45)`;
-    for (const index of members) context.fillRect(...cell(index), w, h);
-  });
+  const holder = holders(answer.merged);
+  for (const index of own) context.clearRect(...cell(index), w, h);
+  const places = [...new Set(holder.values())].sort((a, b) => a - b);
+  const tint = new Map(places.map((place, i) => [place, `hsl(${(47 * i) % 360} 80% 55%)`]));
+  for (const [index, place] of holder) {
+    context.clearRect(...cell(index), w, h);
+    context.globalAlpha = 0.5;
+    context.fillStyle = tint.get(place);
+    context.fillRect(...cell(index), w, h);
+    context.globalAlpha = 1;
+  }
+  for (const place of places) {
+    if (answer.kept[place] < 0) continue;
+    const [x, y] = cell(answer.kept[place]);
+    context.strokeStyle = tint.get(place);
+    context.lineWidth = 3;
+    context.strokeRect(x + 1.5, y + 1.5, w - 3, h - 3);
+  }
   if (answer.ordered) {
     own.forEach((index, i) => {
       context.strokeStyle = `hsl(${Math.round(210 - (210 * i) / own.length)} 90% 55%)`;
@@ -327,14 +357,20 @@ function overlay(canvas, q, answer, note) {
   for (const index of q.evidence || []) { const [x, y] = cell(index); context.strokeRect(x, y, w, h); }
   const made = answer.kept.length - own.length;
   note.textContent =
-    `${own.length} places kept` + (made ? `, ${made} tokens made` : "") + (answer.took ? ", tinted: merged into one token" : "") +
+    `${own.length} places kept` + (made ? `, ${made} tokens made` : "") + (holder.size ? `; tinted: ${holder.size} places merged into ${places.length} tokens, one colour each (framed where the token has a place)` : "") +
     (answer.ordered ? "; frames from blue (first) to red (last chosen)" : "") + ((q.evidence || []).length ? "; yellow: where the answer is" : "");
 }
 
 // ---- start
 
 options($("budget"), data.blocks.map((b, i) => [i, b.label]));
-options($("column"), columns);
+$("column").replaceChildren(
+  make("option", { value: "average" }, columns[0][1]),
+  ...Object.entries(partsOf).map(([group, label]) => {
+    const own = data.columns.filter((c) => (c.group || "task") === group);
+    return own.length ? make("optgroup", { label }, ...own.map((c) => make("option", { value: c.name }, c.title))) : null;
+  }).filter(there),
+);
 for (const id of ["budget", "column", "where", "controls"]) {
   $(id).addEventListener("change", () => { if (id === "column") { state.sort = null; state.down = true; } drawBoard(); });
 }
@@ -353,6 +389,8 @@ if (data.questions.length) {
   const step = (n) => { explorer.at += n; drawQuestion(); };
   $("previous").addEventListener("click", () => step(-1));
   $("next").addEventListener("click", () => step(1));
+  $("embedded").textContent = `${data.questions.length} of ${data.asked} questions are embedded` +
+    (data.questions.length < data.asked ? " (a fixed sample; --explore N embeds more)." : ".");
   const asked = /^#q=(.+)$/.exec(location.hash);
   refilter(asked ? decodeURIComponent(asked[1]) : null);
   if (asked) $("explorer").scrollIntoView();
