@@ -20,7 +20,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """A complete checkpoint folder. repo, revision: its hub id and commit, None where they are not known (a
     folder that does not come from the hub)."""
 
@@ -35,7 +35,7 @@ class Found:
         return families.of_type(str(read_config(self.folder).get("model_type")))
 
 
-def find(name: str, revision: str | None = None, download: bool = False) -> Found:
+def find(name: str, revision: str | None = None, download: bool = False) -> FoundCheckpoint:
     """A name (`backbones.NAMED`, `short_names()`), a folder with config.json, or a hub id -> the checkpoint.
 
     revision: branch, tag or commit of a hub checkpoint. Asks the network only with `download`, and logs
@@ -65,10 +65,10 @@ def find(name: str, revision: str | None = None, download: bool = False) -> Foun
             f"checkpoint {repo}{_at(revision)} {where}; get it with: "
             f"{command(repo, 'model', revision, PATTERNS)} (or add --download)"
         )
-    return Found(Path(name).name, folder, repo, folder.name)
+    return FoundCheckpoint(Path(name).name, folder, repo, folder.name)
 
 
-def _local(name: str, folder: Path, revision: str | None) -> Found:
+def _local(name: str, folder: Path, revision: str | None) -> FoundCheckpoint:
     if name in NAMED and not (folder / "config.json").is_file():
         raise UserError(f"the checkpoint of {name} is missing from this installation; see backbones/pocket")
     lacking = missing_files(folder)
@@ -79,7 +79,7 @@ def _local(name: str, folder: Path, revision: str | None) -> Found:
         raise UserError(
             f"--revision {revision}: {name} is a local folder (commit {commit or 'unknown'}); give a hub id"
         )
-    return Found(Path(name).name, folder, repo, commit)
+    return FoundCheckpoint(Path(name).name, folder, repo, commit)
 
 
 def cached(repo: str, kind: str, revision: str | None = None) -> Path | None:

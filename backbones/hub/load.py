@@ -41,7 +41,9 @@ def load(
     return backbone
 
 
-def _model(found: finding.Found, options: LoadOptions, device: str, dtype: torch.dtype) -> torch.nn.Module:
+def _model(
+    found: finding.FoundCheckpoint, options: LoadOptions, device: str, dtype: torch.dtype
+) -> torch.nn.Module:
     """The whole model in evaluation mode: on one device, or, by accelerate as it is read, over several or
     quantised."""
     from transformers import AutoModelForImageTextToText
@@ -81,14 +83,14 @@ def _check_image_token(backbone: Backbone) -> None:
         )
 
 
-def _processor(found: finding.Found):
+def _processor(found: finding.FoundCheckpoint):
     from transformers import AutoProcessor
 
     with integrity.one_line(found.name, "the processor of checkpoint"):
         return AutoProcessor.from_pretrained(found.folder, **_OFFLINE)
 
 
-def _facts(found: finding.Found, options: LoadOptions) -> dict[str, object]:
+def _facts(found: finding.FoundCheckpoint, options: LoadOptions) -> dict[str, object]:
     facts: dict[str, object] = {}
     if found.repo or found.revision:
         facts |= {"repository": found.repo, "revision": found.revision}

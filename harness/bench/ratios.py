@@ -65,7 +65,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Row:
+class RatioRow:
     """Two ways of doing one thing.
 
     Attributes:
@@ -110,7 +110,7 @@ def _machine_seconds() -> float:
         return float("nan")
 
 
-def measure(row: Row, rounds: int) -> dict:
+def measure(row: RatioRow, rounds: int) -> dict:
     """Both ways in turn: one warm-up each, then `rounds` pairs. Seconds and ratios (other / ours), medians
     with 10th and 90th percentile; equal results; cores that others used."""
     for ours in (True, False):
@@ -216,7 +216,7 @@ def _same(ours: dict, other: dict) -> tuple[int, int]:
     return sum(ours[key] == other.get(key) for key in ours), max(len(ours), len(other))
 
 
-def answer_rows(backbone, options: Options) -> Iterator[Row]:
+def answer_rows(backbone, options: Options) -> Iterator[RatioRow]:
     """The sweep against its cells alone; then what questions on one image save, method by method."""
     from harness.pocket.supplies import PocketSupplies
 
@@ -226,7 +226,7 @@ def answer_rows(backbone, options: Options) -> Iterator[Row]:
     wanted = list(registry.available()) if options.methods == ("all",) else list(options.methods)
     specs = [spec for spec in wanted if _usable(backbone, spec)]
     n = len(groups[0].instances)
-    yield Row(
+    yield RatioRow(
         f"sweep of {len(specs)} methods",
         f"all together, batches of {n} questions on one image",
         "each alone, one question at a time",
@@ -235,7 +235,7 @@ def answer_rows(backbone, options: Options) -> Iterator[Row]:
     )
     for spec in SHARING:
         if spec.partition(":")[0] in {own.partition(":")[0] for own in specs}:
-            yield Row(
+            yield RatioRow(
                 f"image prefix, {spec}",
                 f"{n} questions share what is known of their image",
                 "each question in full, batch and vision cache the same",
@@ -247,7 +247,7 @@ def answer_rows(backbone, options: Options) -> Iterator[Row]:
 # ---- loops of single methods
 
 
-def loop_rows(options: Options) -> Iterator[Row]:
+def loop_rows(options: Options) -> Iterator[RatioRow]:
     """StepPrune's loop against `Policy.decode`; DivPrune's and VisPruner's against their plain forms."""
     import torch
 
@@ -275,7 +275,7 @@ def loop_rows(options: Options) -> Iterator[Row]:
                 memory = policy.remember(random(batch, n, width), random(batch, 62, text_width))
             fast = Decoder(policy)
             ways = (lambda m, fast=fast: fast(m).order), (lambda m, policy=policy: policy.decode(m).order)
-            yield Row(
+            yield RatioRow(
                 f"StepPrune's loop, {title}, batch {batch}",
                 f"the loop that runs here, {steps} steps",
                 "the reference, step by step",
@@ -284,7 +284,7 @@ def loop_rows(options: Options) -> Iterator[Row]:
             )
         for title, width, text_width in options.widths:
             tokens = random(batch, n, text_width)
-            yield Row(
+            yield RatioRow(
                 f"DivPrune's loop, {title}, batch {batch}",
                 f"a running minimum, {steps} tokens",
                 "the minimum over all chosen rows, step by step and image by image",
@@ -294,7 +294,7 @@ def loop_rows(options: Options) -> Iterator[Row]:
             scores, features = random(batch, n).softmax(-1), random(batch, n, width)
             inputs = scores, features, steps // 2, steps - steps // 2
             ways = (lambda *a: choose(*a)[1]), plain_rounds
-            yield Row(
+            yield RatioRow(
                 f"VisPruner's loop, {title}, batch {batch}",
                 f"cosines once, {steps} tokens",
                 "cosines of what is left in every round, image by image",

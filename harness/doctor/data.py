@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.doctor.findings import MISSING, NOTE, OK, Finding, from_error
+from harness.doctor.findings import MISSING, NOTE, OK, Diagnosis, from_error
 from harness.tasks.benchmark import Benchmark
 from harness.tasks.schemas import column_problems, row_problem
-from harness.tasks.sources import Source, locate
+from harness.tasks.sources import BenchmarkFiles, locate
 from methods.errors import UserError
 
 ASKED = "questions on them are left out and counted; get the files anew to ask them"
@@ -21,11 +21,11 @@ class Table:
     """A benchmark's files; documents: rows of questions in them."""
 
     benchmark: Benchmark
-    source: Source
+    source: BenchmarkFiles
     documents: int
 
 
-def check(config, family) -> Iterator[Finding | Table]:
+def check(config, family) -> Iterator[Diagnosis | Table]:
     """One finding a benchmark, and a Table for each that a run could use. config: RunConfig. family: the
     backbone's."""
     varied = family is not None and family.any_size
@@ -41,10 +41,10 @@ def check(config, family) -> Iterator[Finding | Table]:
             continue
         if bad:
             named = "; ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-            yield Finding(NOTE, what, f"{len(bad)} images cannot be shown to a model: {named}", ASKED)
+            yield Diagnosis(NOTE, what, f"{len(bad)} images cannot be shown to a model: {named}", ASKED)
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            yield Finding(
+            yield Diagnosis(
                 MISSING, what, "; ".join(problems[:3]) + more, "other files (see docs/benchmarks.md)"
             )
             continue
@@ -54,17 +54,17 @@ def check(config, family) -> Iterator[Finding | Table]:
             f"{documents} documents, {source.bytes / 1e6:.0f} MB, {origin} {commit}".rstrip()
             + "; columns and first rows as expected"
         )
-        yield Finding(OK, what, text)
+        yield Diagnosis(OK, what, text)
         yield Table(benchmark, source, documents)
 
 
-def _rows(source: Source) -> int:
+def _rows(source: BenchmarkFiles) -> int:
     import pyarrow.parquet
 
     return sum(pyarrow.parquet.read_metadata(path).num_rows for path in source.files["rows"])
 
 
-def _bad_images(source: Source) -> list[str]:
+def _bad_images(source: BenchmarkFiles) -> list[str]:
     """A line for each image that cannot be shown to a model: the first of each file by decoding them, all
     others by their headers. Nothing where the files have no such column."""
     import pyarrow.parquet
@@ -87,7 +87,7 @@ def _bad_images(source: Source) -> list[str]:
     return found
 
 
-def _problems(benchmark: Benchmark, role: str, source: Source) -> list[str]:
+def _problems(benchmark: Benchmark, role: str, source: BenchmarkFiles) -> list[str]:
     """Of the first rows of every file of the role."""
     import pyarrow
     import pyarrow.parquet

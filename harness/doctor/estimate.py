@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.costs.shape_counter import TEXT_TOKENS
 from harness.doctor.data import Table
-from harness.doctor.findings import NOTE, Finding
+from harness.doctor.findings import NOTE, Diagnosis
 from harness.tasks.benchmark import Benchmark
 from methods.errors import UserError
 
@@ -26,7 +26,7 @@ def check(
     checkpoint: Path | None,
     price: float | None,
     seconds: Sequence[float] = (),
-) -> Iterator[Finding]:
+) -> Iterator[Diagnosis]:
     """Hours of one GPU, by kind. config: RunConfig. checkpoint: its folder, if it is here. price: of an hour
     of GPU time, in any currency. seconds: that an answer took here, if it was tried."""
     from backbones import shapes
@@ -47,17 +47,17 @@ def check(
     what = f"{sum(counts.values())} documents x {len(methods)} methods and budgets = {answers} answers"
     if assumed := [name for name in counts if name not in here]:
         what += f" (number of documents as published, no data here: {', '.join(assumed)})"
-    yield Finding(NOTE, "work", what)
+    yield Diagnosis(NOTE, "work", what)
     if seconds:
         each = statistics.mean(seconds)
         text = f"about {answers * each / 3600:.2g} hours, at {each:.2g} s per answer of the unpruned model"
-        yield Finding(
+        yield Diagnosis(
             NOTE, "time here", f"{text} (measured, one question alone; a batch and pruning take less)"
         )
         if config.device.partition(":")[0] == "cpu":
             return  # datasheets of GPUs that are not here would tell nothing of this run
     if shape is None:
-        yield Finding(NOTE, "estimate", f"none: no shape of {config.backbone} is known (backbones/shapes)")
+        yield Diagnosis(NOTE, "estimate", f"none: no shape of {config.backbone} is known (backbones/shapes)")
         return
     estimates = roofline.Roofline(shape, TEXT_TOKENS)
     found = [d for d in roofline.devices() if d.match in _here(config.device)]
@@ -70,7 +70,7 @@ def check(
         )
         low, high = (slack * hours for slack in SLACK)
         money = f", at {price:g} an hour {low * price:.2f} to {high * price:.2f}" if price else ""
-        yield Finding(
+        yield Diagnosis(
             NOTE,
             f"time, one {device.name}",
             f"at least {hours:.2g} hours by its datasheet; expect {low:.2g} to {high:.2g}{money}; "

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.doctor.findings import MISSING, OK, Finding, from_error
+from harness.doctor.findings import MISSING, OK, Diagnosis, from_error
 from methods.errors import UserError
 
 
@@ -21,13 +21,13 @@ class Examination:
     price: float | None = None
     missing: int = 0
 
-    def tell(self, finding: Finding) -> None:
+    def tell(self, finding: Diagnosis) -> None:
         """Print it, and count it if it keeps the run from starting."""
         print(finding)
         self.missing += finding.level == MISSING
 
     def find(self, name: str, revision: str | None, download: bool):
-        """The checkpoint (backbones.hub.find.Found); None if it is not there."""
+        """The checkpoint (backbones.hub.find.FoundCheckpoint); None if it is not there."""
         from backbones.hub.find import find
 
         checkpoint = None
@@ -61,7 +61,7 @@ class Examination:
         tables = []
         family = checkpoint.family if checkpoint else short.family if short else None
         for found in data.check(config, family):
-            if isinstance(found, Finding):
+            if isinstance(found, Diagnosis):
                 self.tell(found)
             else:
                 tables.append(found)
@@ -99,13 +99,13 @@ def _repositories(config, checkpoint, known) -> list:
     return list(wanted.values())
 
 
-def _found(checkpoint) -> Finding:
+def _found(checkpoint) -> Diagnosis:
     from backbones.hub.integrity import check_headers
 
     tensors = check_headers(checkpoint.name, checkpoint.folder)
     where = checkpoint.repo or "folder"
     commit = f", revision {checkpoint.revision}" if checkpoint.revision else ""
-    return Finding(
+    return Diagnosis(
         OK,
         "checkpoint",
         f"{where}{commit} at {checkpoint.folder}: "

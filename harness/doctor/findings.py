@@ -9,7 +9,7 @@ OK, NOTE, MISSING = "ok", "note", "MISSING"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """level: ok; note (the run starts, but read this); MISSING (it cannot start). fix: the command or change
     that helps."""
 
@@ -23,7 +23,7 @@ class Finding:
         return line + (f"\n         fix: {self.fix}" if self.fix else "")
 
 
-def from_error(what: str, error: Exception) -> Finding:
+def from_error(what: str, error: Exception) -> Diagnosis:
     """A UserError as a finding: what follows "get it with:" is the fix."""
     text, _, fix = " ".join(str(error).split()).partition("; get it with: ")
-    return Finding(MISSING, what, text, fix)
+    return Diagnosis(MISSING, what, text, fix)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.doctor.findings import MISSING, NOTE, OK, Finding
+from harness.doctor.findings import MISSING, NOTE, OK, Diagnosis
 
 #: bytes of a weight by dtype, and of a quantised one with its scales
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "8bit": 1.1, "4bit": 0.6}
@@ -17,7 +17,7 @@ OVERHEAD = 2 << 30
 RESULTS = 1 << 30
 
 
-def memory(found_parameters: float, config, text_config: dict | None) -> Iterator[Finding]:
+def memory(found_parameters: float, config, text_config: dict | None) -> Iterator[Diagnosis]:
     """GPU (or main) memory against weights, key-value cache and the vision cache.
 
     config: RunConfig. text_config: of the checkpoint's config.json; None: not known.
@@ -36,19 +36,19 @@ def memory(found_parameters: float, config, text_config: dict | None) -> Iterato
     if config.device.partition(":")[0] == "cpu":
         level = OK if found_parameters <= CPU_PARAMETERS else MISSING
         fix = "" if level == OK else "run on a machine with a CUDA device (torch sees none, or --device cpu)"
-        yield Finding(level, "memory", f"CPU; {parts}" if level == OK else f"no GPU; {parts}", fix)
+        yield Diagnosis(level, "memory", f"CPU; {parts}" if level == OK else f"no GPU; {parts}", fix)
         return
     devices = range(torch.cuda.device_count()) if config.load.device_map else [config.device]
     free = sum(torch.cuda.mem_get_info(d)[0] for d in devices)
     names = ", ".join(torch.cuda.get_device_name(d) for d in devices)
     text = f"{names}: {free / 1e9:.1f} GB free; {parts}"
     if needed <= free:
-        yield Finding(OK, "memory", text)
+        yield Diagnosis(OK, "memory", text)
     elif weights <= free:
-        yield Finding(NOTE, "memory", text, "should it run out: a smaller --batch-size")
+        yield Diagnosis(NOTE, "memory", text, "should it run out: a smaller --batch-size")
     else:
         fix = "--quantize 8bit or 4bit, --device-map auto with several GPUs, or a larger GPU"
-        yield Finding(MISSING, "memory", text, fix)
+        yield Diagnosis(MISSING, "memory", text, fix)
 
 
 def _cache(text: dict | None, config) -> float:
@@ -60,7 +60,7 @@ def _cache(text: dict | None, config) -> float:
     return 2 * text["num_hidden_layers"] * width * 2 * 1024 * config.batch_size
 
 
-def disk(out: Path, to_download: float) -> Iterator[Finding]:
+def disk(out: Path, to_download: float) -> Iterator[Diagnosis]:
     """Room for the results, and for what is still to be downloaded (bytes)."""
     from huggingface_hub import constants
 
@@ -74,11 +74,11 @@ def disk(out: Path, to_download: float) -> Iterator[Finding]:
         free = shutil.disk_usage(there).free
         text = f"{free / 1e9:.0f} GB free at {path}, about {needed / 1e9:.0f} GB needed"
         fix = "" if free >= needed else "another --out, or HF_HOME on a larger disk"
-        yield Finding(OK if free >= needed else MISSING, what, text, fix)
+        yield Diagnosis(OK if free >= needed else MISSING, what, text, fix)
 
 
-def packages(config) -> Iterator[Finding]:
+def packages(config) -> Iterator[Diagnosis]:
     """Optional ones that the options need."""
     if config.load.quantize and importlib.util.find_spec("bitsandbytes") is None:
         fix = "pip install 'visual-token-pruning-bench[quantize]'"
-        yield Finding(MISSING, "bitsandbytes", f"--quantize {config.load.quantize} needs it", fix)
+        yield Diagnosis(MISSING, "bitsandbytes", f"--quantize {config.load.quantize} needs it", fix)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from harness.doctor.findings import MISSING, NOTE, OK, Finding, from_error
+from harness.doctor.findings import MISSING, NOTE, OK, Diagnosis, from_error
 from methods.errors import UserError
 
 #: of the answers that are compared
@@ -16,7 +16,7 @@ NEW_TOKENS = 8
 KEEP_ALL = ("uniform", "fastv")
 
 
-def check(config, seconds: list[float]) -> Iterator[Finding]:
+def check(config, seconds: list[float]) -> Iterator[Diagnosis]:
     """Load the run's session (the model too), look at one prompt of each benchmark, and ask one question with
     and without methods that keep all tokens. What an unpruned answer took goes into `seconds`. config:
     RunConfig.
@@ -33,24 +33,24 @@ def check(config, seconds: list[float]) -> Iterator[Finding]:
         return
     except (RuntimeError, MemoryError) as error:  # torch: out of memory, a kernel that is not there
         first = str(error).splitlines()[0]
-        yield Finding(MISSING, "model", f"{type(error).__name__}: {first}", "a smaller model or --quantize")
+        yield Diagnosis(MISSING, "model", f"{type(error).__name__}: {first}", "a smaller model or --quantize")
         return
     revision = f", revision {described['revision']}" if described.get("revision") else ""
-    yield Finding(OK, "model", f"{config.backbone} loaded, {described['dtype']}{revision}")
+    yield Diagnosis(OK, "model", f"{config.backbone} loaded, {described['dtype']}{revision}")
     for line in (*session.left_out, *session.unavailable):
-        yield Finding(NOTE, "methods", f"left out: {line}")
+        yield Diagnosis(NOTE, "methods", f"left out: {line}")
     for documents in session.documents:
         yield from _one(session, documents, seconds)
 
 
-def _one(session, documents, seconds: list[float]) -> Iterator[Finding]:
+def _one(session, documents, seconds: list[float]) -> Iterator[Diagnosis]:
     name = documents.benchmark.name
     try:
         task, model = session.task(documents), session.model(documents)
         request = task.instances[0]
         question, inputs = model.question(request), model.inputs([request])
     except Exception as error:  # whatever a task's code raises on data that it does not expect
-        yield Finding(MISSING, f"prompt {name}", f"{type(error).__name__}: {error}", "other data files")
+        yield Diagnosis(MISSING, f"prompt {name}", f"{type(error).__name__}: {error}", "other data files")
         return
     places = int((inputs["input_ids"] == session.backbone.model.config.image_token_id).sum())
     rows, columns = session.backbone.family.raster(session.backbone.model.config, inputs)
@@ -59,14 +59,14 @@ def _one(session, documents, seconds: list[float]) -> Iterator[Finding]:
     text = f"{places} places for the first image ({how}), {words} text tokens"
     if places != expected:
         fix = "a processor that fits the model (its patch_size, or min and max pixels)"
-        yield Finding(MISSING, f"processor {name}", f"{text}; expected {expected}", fix)
+        yield Diagnosis(MISSING, f"processor {name}", f"{text}; expected {expected}", fix)
         return
-    yield Finding(OK, f"processor {name}", text)
+    yield Diagnosis(OK, f"processor {name}", text)
     if not seconds:  # once: further benchmarks would tell no more, and cost a second each
         yield _keeps_all(session, name, question, inputs, places, seconds)
 
 
-def _keeps_all(session, name: str, question, inputs, places: int, seconds: list[float]) -> Finding:
+def _keeps_all(session, name: str, question, inputs, places: int, seconds: list[float]) -> Diagnosis:
     from harness.tasks.answering import answer
     from methods import registry
 
@@ -79,11 +79,12 @@ def _keeps_all(session, name: str, question, inputs, places: int, seconds: list[
         (kept,) = answer(session.backbone, pruner, [question], dict(inputs))
         if set(kept.visual_tokens) != {places}:
             text = f"{spec} at {places} tokens kept {sorted(set(kept.visual_tokens))}"
-            return Finding(MISSING, what, text, "please report this")
+            return Diagnosis(MISSING, what, text, "please report this")
         if kept.text != vanilla.text:
             text = f"{spec} with all tokens answers {kept.text!r}, the unpruned model {vanilla.text!r}"
             fix = (
                 "float32 (near-ties flip in 16 bits)" if session.config.dtype != "float32" else "report this"
             )
-            return Finding(MISSING if session.config.dtype == "float32" else NOTE, what, text, fix)
-    return Finding(OK, what, f"{' and '.join(KEEP_ALL)} at {places} tokens answer as the unpruned model does")
+            return Diagnosis(MISSING if session.config.dtype == "float32" else NOTE, what, text, fix)
+    both = " and ".join(KEEP_ALL)
+    return Diagnosis(OK, what, f"{both} at {places} tokens answer as the unpruned model does")

@@ -111,7 +111,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Source:
+class Recording:
     """Where a method's recordings are: vectors, and the model folder and inputs that they were made on."""
 
     method: str
@@ -133,7 +133,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Row:
+class RecordingRow:
     """One recording against our run of it. batched: None where the label has no other input for a batch."""
 
     method: str
@@ -232,7 +232,7 @@ def main(golden: Path, methods: Iterable[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _rows(source: Source, subject) -> Iterator[Row | rounds.RoundsRow | LeftOut | str]:
+def _rows(source: Recording, subject) -> Iterator[RecordingRow | rounds.RoundsRow | LeftOut | str]:
     """All rows of one source; those of VisPruner's rounds, where they are recorded, last."""
     from harness.parity import drawn, rounds
 
@@ -258,7 +258,7 @@ def _without_recordings(methods: Iterable[str], specs: Iterable[str]) -> Iterato
 
 def check(
     model, inputs: Mapping[int, Sample], method: str, vectors: Mapping[str, torch.Tensor], name: str = ""
-) -> Iterator[Row | LeftOut | str]:
+) -> Iterator[RecordingRow | LeftOut | str]:
     """Rows of one method's recordings; a line of text for a label that cannot be read. name: of the method in
     the rows, its own by default."""
     name = name or method
@@ -286,7 +286,7 @@ def check(
             together = [*_run(model, setting, [inputs[i] for i in samples], vectors, samples)]
         for i, batched in zip(samples, together):
             (alone,) = _run(model, setting, [inputs[i]], vectors, [i])
-            yield Row(name, label, i, alone, batched)
+            yield RecordingRow(name, label, i, alone, batched)
     other = {found.groups() for key in vectors if (found := re.fullmatch(r"greedy_(\w+)\.(.+)\.\d+", key))}
     for mode, label in sorted(other):
         yield LeftOut(name, f"greedy_{mode}.{label}", "another decoding of the released code than ours")
@@ -448,25 +448,27 @@ def left_padded(samples: list[Sample], image_token: int) -> dict[str, torch.Tens
     }
 
 
-def _sources(golden: Path, methods: Iterable[str] | None) -> list[Source]:
+def _sources(golden: Path, methods: Iterable[str] | None) -> list[Recording]:
     if not golden.is_dir():
         raise UserError(
             f"no recordings: {golden} is not a folder; name one with model/, inputs.safetensors and methods"
         )
     found = [
-        Source(p.parent.name, p, golden / "model", golden / "inputs.safetensors", qwen=False)
+        Recording(p.parent.name, p, golden / "model", golden / "inputs.safetensors", qwen=False)
         for p in golden.glob("*/vectors.safetensors")
     ]
     found += [
-        Source(p.parent.name, p, golden / "qwen_model", golden / "qwen_inputs.safetensors", qwen=True)
+        Recording(p.parent.name, p, golden / "qwen_model", golden / "qwen_inputs.safetensors", qwen=True)
         for p in golden.glob("*/qwen_vectors.safetensors")
     ]
     found += [
-        Source(p.parents[1].name, p, p.parent, p.with_name("inputs.safetensors"), qwen=True)
+        Recording(p.parents[1].name, p, p.parent, p.with_name("inputs.safetensors"), qwen=True)
         for p in golden.glob("*/qwen/vectors.safetensors")
     ]
     found += [
-        Source(p.parents[1].name, p, p.parent / "model", golden / "inputs.safetensors", False, p.parent.name)
+        Recording(
+            p.parents[1].name, p, p.parent / "model", golden / "inputs.safetensors", False, p.parent.name
+        )
         for p in golden.glob("*/wide/vectors.safetensors")
     ]
     found.sort(key=lambda source: source.name)

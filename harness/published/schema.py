@@ -65,7 +65,7 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Source(_Entry):
+class Citation(_Entry):
     """Where a table stands.
 
     Attributes:
@@ -137,7 +137,7 @@ class _Table(_Entry):
     """What all kinds of files have in common."""
 
     schema_version: Literal[1]
-    source: Source
+    source: Citation
     _path: Path = PrivateAttr()
 
     @property

@@ -27,7 +27,7 @@ _FOUND = {
 
 
 @dataclass
-class Found:
+class Finished:
     """What of the run is done already.
 
     Attributes:
@@ -40,12 +40,12 @@ class Found:
     kept: dict[tuple, list[str]] = field(default_factory=dict)
 
 
-def cells(wanted: Sequence[Cell], config: RunConfig) -> Found:
+def cells(wanted: Sequence[Cell], config: RunConfig) -> Finished:
     """The finished cells in `config.out`. What a killed run or a damaged disk left behind is put right and
     told; also why cells that were finished once are computed anew."""
     for path in atomic.remove_unfinished(config.out):
         LOG.info(f"removed {path}: a run was killed while it wrote this; nothing else was lost")
-    found, history = Found(), _History(config, "measured", {c.method.spec for c in wanted})
+    found, history = Finished(), _History(config, "measured", {c.method.spec for c in wanted})
     for cell in wanted:
         path, answers = cell.record_path(config.out), cell.journal_path(config.out)
         if config.fresh:
@@ -64,7 +64,7 @@ def cells(wanted: Sequence[Cell], config: RunConfig) -> Found:
 
 
 def measurements(
-    wanted: Mapping[Method, tuple[Path, dict]], config: RunConfig, found: Found
+    wanted: Mapping[Method, tuple[Path, dict]], config: RunConfig, found: Finished
 ) -> dict[Method, dict]:
     """The finished measurements in `config.out`; wanted: each one's file and identity. Adds to
     `found.kept`."""
@@ -92,7 +92,7 @@ class _History:
         self._kept: dict[tuple[str, tuple[str, ...]], set[str]] = {}
 
     def kept(
-        self, path: Path, kind: records.Kind, method: Method, wanted: Mapping, found: Found
+        self, path: Path, kind: records.Kind, method: Method, wanted: Mapping, found: Finished
     ) -> dict | None:
         """The latest finished record that differs in code alone, if such are to be kept. Notes the reason if
         there is one that differs in what no option says."""

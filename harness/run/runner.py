@@ -53,7 +53,7 @@ class CellEngine(Protocol):
 class RunOutcome:
     """What a run did: the cells' and the efficiency records in table order, how many cells were re-used and
     computed, the records of what failed, and a line for each method that could not do a budget; `kept`: see
-    `reuse.Found`."""
+    `reuse.Finished`."""
 
     cells: list[dict]
     efficiency: list[dict]
@@ -154,7 +154,7 @@ def complete(engine: CellEngine, team: Processes = ALONE) -> RunOutcome | None:
         LOG.info(
             f"... and {len(session.unaskable) - NAMED} more questions that cannot be asked; see the records"
         )
-    found, made, first = reuse.Found(), set(), True
+    found, made, first = reuse.Finished(), set(), True
     with contextlib.closing(Place(config.out)) as place:
         while todo := _to_do(session, found, team, first):
             first = False
@@ -173,7 +173,7 @@ def complete(engine: CellEngine, team: Processes = ALONE) -> RunOutcome | None:
     return RunOutcome(ordered, efficiency, reused, computed, failed, session.left_out, found.kept)
 
 
-def _to_do(session: Session, found: reuse.Found, team: Processes, first: bool) -> list[Cell]:
+def _to_do(session: Session, found: reuse.Finished, team: Processes, first: bool) -> list[Cell]:
     """The cells of the session that are not in `found`, once what is finished in `--out` has been added to
     it; says how many. first: False when questions turned out not to be askable, so that cells are others."""
     cells, config = session.cells, session.config
@@ -229,7 +229,7 @@ def _check_equal(mine: int, wanted: int) -> None:
         )
 
 
-def _efficiency(engine: CellEngine, found: reuse.Found, place: Place) -> list[dict]:
+def _efficiency(engine: CellEngine, found: reuse.Finished, place: Place) -> list[dict]:
     """One record a method: read if there, else measured together with vanilla in one interleaved session."""
     from harness.run import measure_costs
 

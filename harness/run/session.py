@@ -160,7 +160,7 @@ class Session:
 
     @functools.cached_property
     def sources(self) -> list:
-        """The files of each benchmark, in table order (harness.tasks.sources.Source)."""
+        """The files of each benchmark, in table order (harness.tasks.sources.BenchmarkFiles)."""
         from harness.tasks.sources import locate
 
         config = self.config

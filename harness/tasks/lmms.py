@@ -23,7 +23,7 @@ from harness.tasks.evidence import hints_of
 from harness.tasks.quiet import import_lmms_eval, silenced
 from harness.tasks.schemas import column_problems, row_problem
 from harness.tasks.slices import take
-from harness.tasks.sources import Source
+from harness.tasks.sources import BenchmarkFiles
 from methods.errors import UserError
 from methods.views import Hint
 
@@ -55,7 +55,7 @@ class Documents:
     if a file is unreadable or lacks what the task reads, or no question can be asked.
     """
 
-    def __init__(self, benchmark: Benchmark, source: Source, limit: int | None = None):
+    def __init__(self, benchmark: Benchmark, source: BenchmarkFiles, limit: int | None = None):
         self.benchmark, self.source = benchmark, source
         whole = read(source.files["rows"])
         for role in source.files:
@@ -178,7 +178,7 @@ class Documents:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the files, see `Source.digest`."""
+        """Of the files, see `BenchmarkFiles.digest`."""
         return self.source.digest()
 
     @property
@@ -261,7 +261,7 @@ def _check(benchmark: Benchmark, role: str, paths: Sequence[Path]) -> None:
         raise UserError(f"{_named(paths)} does not fit {benchmark.name}: {'; '.join(problems)}")
 
 
-def _check_groups(benchmark: Benchmark, source: Source, groups: Sequence) -> None:
+def _check_groups(benchmark: Benchmark, source: BenchmarkFiles, groups: Sequence) -> None:
     """MME scores an image by both of its questions; upstream would only notice at the very end."""
     odd = [key for key, n in Counter(groups).items() if n != benchmark.group_size]
     if odd:

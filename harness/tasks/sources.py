@@ -21,7 +21,7 @@ ORGANISATIONS = ("lmms-lab-encoder", "lmms-lab")
 
 
 @dataclass(frozen=True)
-class Source:
+class BenchmarkFiles:
     """One benchmark's files. files: by role ("rows", and GQA's "images"). origin: what a record says of where
     they come from: repository and commit, None where not known; no path."""
 
@@ -38,7 +38,7 @@ class Source:
         return digests.of_files((role, path) for role in sorted(self.files) for path in self.files[role])
 
 
-def flat(benchmark: Benchmark, root: Path, split: str) -> Source:
+def flat(benchmark: Benchmark, root: Path, split: str) -> BenchmarkFiles:
     """A folder with one parquet file a role, as `Benchmark.files` names them. Raises UserError if one is
     missing."""
     files = {role: Path(root) / path.format(split=split) for role, path in benchmark.files.items()}
@@ -51,14 +51,14 @@ def flat(benchmark: Benchmark, root: Path, split: str) -> Source:
                 f"no data for {benchmark.name}: {path} is missing{hint}; "
                 "pass the right --data folder, or leave --data out to draw the shipped Pocket-8 set"
             )
-    return Source({role: (path,) for role, path in files.items()}, split)
+    return BenchmarkFiles({role: (path,) for role, path in files.items()}, split)
 
 
 def hub(
     benchmark: Benchmark,
     mirror: Path | None = None,
     download: bool = False,
-) -> Source:
+) -> BenchmarkFiles:
     """The benchmark's own data, from the folder `mirror` or else from the Hugging Face cache.
 
     Raises UserError, with the command that gets what is missing.
@@ -92,7 +92,7 @@ def hub(
         raise UserError(
             f"no data for {benchmark.name}: {error}; get it with: {_command(benchmark)}{to}"
         ) from error
-    return Source(files, benchmark.upstream_split, {"repository": repo, "revision": commit})
+    return BenchmarkFiles(files, benchmark.upstream_split, {"repository": repo, "revision": commit})
 
 
 def _mirrored(benchmark: Benchmark, root: Path) -> Iterable[tuple[str | None, Path]]:
@@ -177,7 +177,7 @@ def locate(
     data: Path | None,
     download: bool = False,
     varied: bool = False,
-) -> Source:
+) -> BenchmarkFiles:
     """The benchmark's files in a suite (`harness.tasks.suites`); without `data`, Pocket-8 is drawn on first
     use, on canvases of varied size or on squares."""
     if suite.split is None:

@@ -18,7 +18,7 @@ from harness.pocket.recipe.drills import LETTERED, Lessons, picks
 from harness.pocket.recipe.families import FAMILIES
 from harness.pocket.recipe.labels import NAMES, TEXTS, label_cells, label_image
 from harness.pocket.recipe.optim import Muon, Optimiser
-from harness.pocket.recipe.run import Plan, train
+from harness.pocket.recipe.run import TrainingPlan, train
 from harness.pocket.recipe.tokenizer import INSTRUCTIONS
 
 FULL = [(table, dict(table)) for table in (sizes.LANGUAGE, sizes.CLIP, sizes.QWEN_VISION)]
@@ -203,7 +203,7 @@ def test_muon_step_is_orthogonal_and_lowers_the_loss():
 
 
 def test_a_stopped_training_ends_with_the_same_weights_and_log(family, tmp_path):
-    plan = Plan(2, 2, 2, tower_batch=1, language_batch=1, align_scenes=8, align_steps=2)
+    plan = TrainingPlan(2, 2, 2, tower_batch=1, language_batch=1, align_scenes=8, align_steps=2)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     assert train(family.name, whole, whole / "checkpoint", plan=plan)
     stops = 0
@@ -218,7 +218,7 @@ def test_a_stopped_training_ends_with_the_same_weights_and_log(family, tmp_path)
             {k: v for k, v in row.items() if k != "seconds"} for row in logs[1]
         ]
     with pytest.raises(ValueError, match="steps"):
-        train(family.name, pieces, pieces / "checkpoint", plan=Plan(4, 2, 2, 1, 1))
+        train(family.name, pieces, pieces / "checkpoint", plan=TrainingPlan(4, 2, 2, 1, 1))
 
 
 def test_both_stages_learn(family):
@@ -275,7 +275,7 @@ def test_packed_attention_has_the_gradients_of_a_masked_one():
     images, prefix, rows, size = 2, 5, 3, 6
     segment = torch.randint(0, 3, (images, rows, size)).sort(2).values
     packs = packing.Packs(segment, segment, segment, segment, segment, [])
-    layout = packing.Layout.of(packs, prefix)
+    layout = packing.PackLayout.of(packs, prefix)
     length = prefix + rows * size
     sees = torch.zeros(images, 1, length, length, dtype=torch.bool)
     sees[..., prefix:, :prefix] = True

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from harness.pocket.data import build, documents, facts
-from harness.pocket.data.scenes import Scene, Thing, sample_scene
+from harness.pocket.data.scenes import SceneV1, ThingV1, sample_scene
 
 
 def _thing(kind, name, colour, left, top, size="medium", texture="plain", side=42):
-    return Thing(kind, name, colour, size, texture, (left, top, side, side))
+    return ThingV1(kind, name, colour, size, texture, (left, top, side, side))
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def scene():
         _thing("word", "cat", "purple", 21, 28),
         _thing("digit", "7", "black", 140, 280),
     )
-    return Scene(things, "flat", (220, 220, 220), 1)
+    return SceneV1(things, "flat", (220, 220, 220), 1)
 
 
 #: Everything each sampler may say about the scene above, worked out by hand.

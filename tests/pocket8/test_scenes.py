@@ -8,7 +8,7 @@ from harness.pocket.data.scenes import (
     IMAGE_SIZE,
     SPLIT_BUCKETS,
     VARIED_SIDES,
-    Scene,
+    SceneV1,
     render,
     sample_scene,
     varied_canvas,
@@ -76,7 +76,7 @@ def test_varied_canvases_hold_their_things():
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_backgrounds_fill_any_canvas(background):
     square, wide = (
-        np.asarray(render(Scene((), background, (200, 210, 220), 5, *size)))
+        np.asarray(render(SceneV1((), background, (200, 210, 220), 5, *size)))
         for size in ((336, 336), (447, 225))
     )
     assert wide.shape == (225, 447, 3)

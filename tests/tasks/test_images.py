@@ -143,12 +143,12 @@ def with_images(source, target, changes: dict[int, bytes | None]):
 
 def pope_with(tiny_data, folder, changes):
     from harness.tasks.lmms import Documents
-    from harness.tasks.sources import Source
+    from harness.tasks.sources import BenchmarkFiles
     from harness.tasks.suites import BENCHMARKS
 
     with_images(tiny_data / "pope/eval.parquet", folder / "pope.parquet", changes)
     files = {"rows": [folder / "pope.parquet"]}
-    return Documents(BENCHMARKS["pope"], Source(files=files, split="eval"))
+    return Documents(BENCHMARKS["pope"], BenchmarkFiles(files=files, split="eval"))
 
 
 def test_a_run_names_and_counts_what_cannot_be_asked_and_scores_the_rest(

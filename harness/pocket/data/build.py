@@ -26,7 +26,7 @@ from tqdm import tqdm
 from . import documents
 from .documents import Row, pick
 from .facts import CLAIMS
-from .scenes import SQUARE, Scene, render, sample_scene, varied_canvas
+from .scenes import SQUARE, SceneV1, render, sample_scene, varied_canvas
 from .v2 import build as v2_build
 from .v2 import paint as v2_paint
 from .v2 import scenes as v2_scenes
@@ -78,12 +78,12 @@ _EXTRA: dict[str, Row] = {
 }
 
 
-def drawn(scene: Scene | v2_scenes.Scene):
+def drawn(scene: SceneV1 | v2_scenes.Scene):
     """A scene of either version as an RGB image."""
-    return render(scene) if isinstance(scene, Scene) else v2_paint.render(scene)
+    return render(scene) if isinstance(scene, SceneV1) else v2_paint.render(scene)
 
 
-def _png(scene: Scene | v2_scenes.Scene, name: str) -> dict[str, object]:
+def _png(scene: SceneV1 | v2_scenes.Scene, name: str) -> dict[str, object]:
     data = io.BytesIO()
     drawn(scene).save(data, "PNG", compress_level=1)
     return {"bytes": data.getvalue(), "path": f"{name}.png"}
@@ -94,7 +94,7 @@ def image_name(task: str, split: str, index: int, varied: bool = False) -> str:
     return f"{VARIED}-" * varied + f"{task}-{split}-{index:05d}"
 
 
-def scene_of(name: str) -> Scene | v2_scenes.Scene:
+def scene_of(name: str) -> SceneV1 | v2_scenes.Scene:
     """What is drawn on the image of that name (with or without .png). Raises ValueError for another name."""
     if name.startswith(f"{v2_build.PREFIX}-"):
         return v2_build.scene_of(name)
@@ -103,7 +103,7 @@ def scene_of(name: str) -> Scene | v2_scenes.Scene:
     return _scene(task, split, int(index), varied)
 
 
-def _scene(task: str, split: str, index: int, varied: bool) -> Scene:
+def _scene(task: str, split: str, index: int, varied: bool) -> SceneV1:
     seed = SEED + documents.TASKS.index(task)
     canvas = varied_canvas(seed, index) if varied else SQUARE
     return sample_scene(split, seed, index, canvas=canvas)
@@ -147,7 +147,7 @@ def _identify(task: str, split: str, row: Row, image: str, question: int, positi
     return {}
 
 
-def _extra(task: str, scene: Scene) -> Row:
+def _extra(task: str, scene: SceneV1) -> Row:
     """`_EXTRA` of a scene's rows, in the order of the columns."""
     size = dict(image_width=scene.width, image_height=scene.height) if task == "textvqa" else {}
     return _EXTRA.get(task, {}) | size

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from . import facts
-from .facts import CLAIMS, Fact, pick
-from .scenes import Scene
+from .facts import CLAIMS, FactV1, pick
+from .scenes import SceneV1
 from .vocabulary import CHINESE
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -27,7 +27,7 @@ TASKS = ("gqa", "mmbench_en", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2",
 Row = dict[str, object]
 
 
-def first_fact(scene: Scene, rng: np.random.Generator, samplers) -> Fact | None:
+def first_fact(scene: SceneV1, rng: np.random.Generator, samplers) -> FactV1 | None:
     """The first fact found, trying the samplers in random order."""
     for i in rng.permutation(len(samplers)):
         fact = samplers[int(i)](scene, rng)
@@ -36,7 +36,7 @@ def first_fact(scene: Scene, rng: np.random.Generator, samplers) -> Fact | None:
     return None
 
 
-def options_of(fact: Fact, rng: np.random.Generator) -> list[str]:
+def options_of(fact: FactV1, rng: np.random.Generator) -> list[str]:
     """Two to four options in random order, the right one among them."""
     wrong = [v for v in fact.domain if v != fact.answer]
     most = min(3, len(wrong))
@@ -45,7 +45,7 @@ def options_of(fact: Fact, rng: np.random.Generator) -> list[str]:
     return [options[int(i)] for i in rng.permutation(len(options))]
 
 
-def gqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
+def gqa(scene: SceneV1, rng: np.random.Generator) -> list[Row]:
     fact = first_fact(
         scene, rng, (facts.colour, facts.shape, facts.texture, facts.size, facts.relation, facts.relation)
     )
@@ -60,7 +60,7 @@ def gqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
     return [dict(question=fact.question, answer=fact.answer, fullAnswer=fact.answer, types=types)]
 
 
-def vqav2(scene: Scene, rng: np.random.Generator) -> list[Row]:
+def vqav2(scene: SceneV1, rng: np.random.Generator) -> list[Row]:
     if rng.random() < 0.35:
         claim = first_fact(scene, rng, (facts.claim_colour, facts.claim_existence, facts.claim_count))
         if claim is None:
@@ -85,7 +85,7 @@ def vqav2(scene: Scene, rng: np.random.Generator) -> list[Row]:
     ]
 
 
-def textvqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
+def textvqa(scene: SceneV1, rng: np.random.Generator) -> list[Row]:
     fact = first_fact(scene, rng, (facts.read_word, facts.read_word, facts.read_word, facts.read_digit))
     if fact is None:
         return []
@@ -101,7 +101,7 @@ def textvqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
     ]
 
 
-def pope(scene: Scene, rng: np.random.Generator) -> list[Row]:
+def pope(scene: SceneV1, rng: np.random.Generator) -> list[Row]:
     style = pick(rng, POPE_STYLES)
     claim = facts.claim_existence(scene, rng, style)
     if claim is None:
@@ -109,7 +109,7 @@ def pope(scene: Scene, rng: np.random.Generator) -> list[Row]:
     return [dict(question=q, answer=a, category=style) for q, a in ((claim.true, "yes"), (claim.false, "no"))]
 
 
-def mme(scene: Scene, rng: np.random.Generator, category: str | None = None) -> list[Row]:
+def mme(scene: SceneV1, rng: np.random.Generator, category: str | None = None) -> list[Row]:
     category = category or pick(rng, CLAIMS)
     claim = CLAIMS[category](scene, rng)
     if claim is None:
@@ -145,7 +145,7 @@ def in_chinese(option: str) -> str:
     return CHINESE.get(option, _DIRECTIONS_CN.get(option, option))
 
 
-def mmbench(scene: Scene, rng: np.random.Generator, chinese: bool) -> list[Row]:
+def mmbench(scene: SceneV1, rng: np.random.Generator, chinese: bool) -> list[Row]:
     """One base question as its circular copies, MMBench's way: rotation r is row r."""
     fact = first_fact(scene, rng, CHOICE_FACTS)
     if fact is None:
@@ -173,7 +173,7 @@ def mmbench(scene: Scene, rng: np.random.Generator, chinese: bool) -> list[Row]:
 _HINTS = ("", "The image shows objects and written words.", "A scene with objects.")
 
 
-def scienceqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
+def scienceqa(scene: SceneV1, rng: np.random.Generator) -> list[Row]:
     fact = first_fact(
         scene,
         rng,
@@ -201,7 +201,7 @@ def scienceqa(scene: Scene, rng: np.random.Generator) -> list[Row]:
     ]
 
 
-MAKERS: dict[str, Callable[[Scene, np.random.Generator], list[Row]]] = {
+MAKERS: dict[str, Callable[[SceneV1, np.random.Generator], list[Row]]] = {
     "gqa": gqa,
     "mmbench_en": lambda scene, rng: mmbench(scene, rng, chinese=False),
     "mmbench_cn": lambda scene, rng: mmbench(scene, rng, chinese=True),

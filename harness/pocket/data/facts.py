@@ -1,4 +1,4 @@
-"""True things one can ask about a scene, before any benchmark's wording: `Fact` and the samplers that find
+"""True things one can ask about a scene, before any benchmark's wording: `FactV1` and the samplers that find
 one.
 
 Each sampler takes a scene and a random generator and returns a fact, or None where the scene has nothing to
@@ -24,8 +24,8 @@ from .scenes import (
     TEXTURES,
     TOOLS,
     WORDS,
-    Scene,
-    Thing,
+    SceneV1,
+    ThingV1,
 )
 from .vocabulary import CHINESE
 
@@ -38,7 +38,7 @@ NUMBERS = tuple(str(n) for n in range(MOST_COUNTED + 1))
 
 
 @dataclass(frozen=True)
-class Fact:
+class FactV1:
     """A question with its answer in both languages, and what else could have been the answer."""
 
     topic: str
@@ -48,7 +48,7 @@ class Fact:
     domain: tuple[str, ...]  # every possible answer, the right one included
 
 
-Sampler = Callable[[Scene, np.random.Generator], "Fact | None"]
+Sampler = Callable[[SceneV1, np.random.Generator], "FactV1 | None"]
 
 
 def pick(rng: np.random.Generator, items):
@@ -56,7 +56,7 @@ def pick(rng: np.random.Generator, items):
     return items[int(rng.integers(len(items)))] if items else None
 
 
-def names_of(scene: Scene) -> list[tuple[Thing, str, str]]:
+def names_of(scene: SceneV1) -> list[tuple[ThingV1, str, str]]:
     """Every object that has an unambiguous name: (thing, English, Chinese)."""
     shapes = Counter(t.name for t in scene.objects)
     pairs = Counter((t.colour, t.name) for t in scene.objects)
@@ -69,38 +69,38 @@ def names_of(scene: Scene) -> list[tuple[Thing, str, str]]:
     return named
 
 
-def _attribute(scene: Scene, rng: np.random.Generator, topic: str) -> Fact | None:
+def _attribute(scene: SceneV1, rng: np.random.Generator, topic: str) -> FactV1 | None:
     found = pick(rng, names_of(scene))
     if found is None:
         return None
     thing, english, chinese = found
     if topic == "texture":
-        return Fact(
+        return FactV1(
             topic,
             f"Is the {english} plain, striped or dotted?",
             f"{chinese}是什么图案？",
             thing.texture,
             TEXTURES,
         )
-    return Fact(
+    return FactV1(
         topic, f"Is the {english} small, medium or large?", f"{chinese}是什么大小？", thing.size, SIZES
     )
 
 
-def texture(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def texture(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     return _attribute(scene, rng, "texture")
 
 
-def size(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def size(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     return _attribute(scene, rng, "size")
 
 
-def colour(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def colour(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     shapes = Counter(t.name for t in scene.objects)
     thing = pick(rng, [t for t in scene.objects if shapes[t.name] == 1])
     if thing is None:
         return None
-    return Fact(
+    return FactV1(
         "colour",
         f"What color is the {thing.name}?",
         f"{CHINESE[thing.name]}是什么颜色？",
@@ -109,12 +109,12 @@ def colour(scene: Scene, rng: np.random.Generator) -> Fact | None:
     )
 
 
-def shape(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def shape(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     colours = Counter(t.colour for t in scene.objects)
     thing = pick(rng, [t for t in scene.objects if colours[t.colour] == 1])
     if thing is None:
         return None
-    return Fact(
+    return FactV1(
         "shape",
         f"What shape is the {thing.colour} object?",
         f"{CHINESE[thing.colour]}的物体是什么形状？",
@@ -123,7 +123,7 @@ def shape(scene: Scene, rng: np.random.Generator) -> Fact | None:
     )
 
 
-def relation(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def relation(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     named = names_of(scene)
     if len(named) < 2:
         return None
@@ -138,7 +138,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> Fact | None:
         if sideways
         else ("above or below", "上面还是下面", ("above", "below"))
     )
-    return Fact(
+    return FactV1(
         "relation",
         f"Is the {first[1]} {where} the {second[1]}?",
         f"{first[2]}在{second[2]}的{where_cn}？",
@@ -152,7 +152,7 @@ def plural(shape: str) -> str:
     return "crosses" if shape == "cross" else f"{shape}s"
 
 
-def count(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def count(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     present = [t.name for t in scene.objects]
     kind = pick(rng, ["shape", "shape", "colour", "words", "digits"])
     if kind == "shape":
@@ -167,10 +167,10 @@ def count(scene: Scene, rng: np.random.Generator) -> Fact | None:
         english, chinese = kind, "单词" if kind == "words" else "数字"
     if n > MOST_COUNTED:
         return None
-    return Fact("count", f"How many {english} are there?", f"有多少个{chinese}？", str(n), NUMBERS)
+    return FactV1("count", f"How many {english} are there?", f"有多少个{chinese}？", str(n), NUMBERS)
 
 
-def _sole_text(scene: Scene, kind: str, rng: np.random.Generator) -> tuple[Thing, str, str] | None:
+def _sole_text(scene: SceneV1, kind: str, rng: np.random.Generator) -> tuple[ThingV1, str, str] | None:
     """A word or digit and how to point at it: by its colour, or as the only one."""
     texts = [t for t in scene.texts if t.kind == kind]
     colours = Counter(t.colour for t in texts)
@@ -180,7 +180,7 @@ def _sole_text(scene: Scene, kind: str, rng: np.random.Generator) -> tuple[Thing
     return thing, f"{thing.colour} {kind}", f"{CHINESE[thing.colour]}的{'单词' if kind == 'word' else '数字'}"
 
 
-def _read(scene: Scene, rng: np.random.Generator, kind: str, domain: tuple[str, ...]) -> Fact | None:
+def _read(scene: SceneV1, rng: np.random.Generator, kind: str, domain: tuple[str, ...]) -> FactV1 | None:
     found = _sole_text(scene, kind, rng)
     if found is None:
         return None
@@ -193,24 +193,24 @@ def _read(scene: Scene, rng: np.random.Generator, kind: str, domain: tuple[str, 
         )
     else:
         question, chinese = f"What {kind} is written in {thing.colour}?", f"{chinese}是什么？"
-    return Fact(f"read_{kind}", question, chinese, thing.name, domain)
+    return FactV1(f"read_{kind}", question, chinese, thing.name, domain)
 
 
-def read_word(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def read_word(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     return _read(scene, rng, "word", WORDS)
 
 
-def read_digit(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def read_digit(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     return _read(scene, rng, "digit", DIGITS)
 
 
-def text_colour(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def text_colour(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     words = Counter(t.name for t in scene.texts)
     thing = pick(rng, [t for t in scene.texts if words[t.name] == 1])
     if thing is None:
         return None
     chinese = CHINESE.get(thing.name, thing.name)
-    return Fact(
+    return FactV1(
         "text_colour",
         f"What color is the {thing.kind} {thing.name}?",
         f"{chinese}这个词是什么颜色？",
@@ -219,12 +219,12 @@ def text_colour(scene: Scene, rng: np.random.Generator) -> Fact | None:
     )
 
 
-def category(scene: Scene, rng: np.random.Generator) -> Fact | None:
+def category(scene: SceneV1, rng: np.random.Generator) -> FactV1 | None:
     found = _sole_text(scene, "word", rng)
     if found is None:
         return None
     thing, english, chinese = found
-    return Fact(
+    return FactV1(
         "category",
         f"What does the {english} name?",
         f"{chinese}指的是什么？",
@@ -248,7 +248,7 @@ def _other(rng: np.random.Generator, domain, answer):
     return pick(rng, [v for v in domain if v != answer])
 
 
-def claim_existence(scene: Scene, rng: np.random.Generator, style: str = "random") -> Claim | None:
+def claim_existence(scene: SceneV1, rng: np.random.Generator, style: str = "random") -> Claim | None:
     """ "Is there a red star?": the false object is drawn at random, among the scene's shapes ("popular"), or
     from a colour and a shape that are both there but not together ("adversarial").
     """
@@ -265,7 +265,7 @@ def claim_existence(scene: Scene, rng: np.random.Generator, style: str = "random
     return Claim("existence", ask(article(yes[0]), *yes), ask(article(no[0]), *no))
 
 
-def claim_colour(scene: Scene, rng: np.random.Generator) -> Claim | None:
+def claim_colour(scene: SceneV1, rng: np.random.Generator) -> Claim | None:
     fact = colour(scene, rng)
     if fact is None:
         return None
@@ -275,7 +275,7 @@ def claim_colour(scene: Scene, rng: np.random.Generator) -> Claim | None:
     )
 
 
-def claim_count(scene: Scene, rng: np.random.Generator) -> Claim | None:
+def claim_count(scene: SceneV1, rng: np.random.Generator) -> Claim | None:
     fact = count(scene, rng)
     if fact is None:
         return None
@@ -284,7 +284,7 @@ def claim_count(scene: Scene, rng: np.random.Generator) -> Claim | None:
     return Claim("count", f"Are there {fact.answer} {subject}?", f"Are there {wrong} {subject}?")
 
 
-def claim_position(scene: Scene, rng: np.random.Generator) -> Claim | None:
+def claim_position(scene: SceneV1, rng: np.random.Generator) -> Claim | None:
     fact = relation(scene, rng)
     if fact is None:
         return None
@@ -296,7 +296,7 @@ def claim_position(scene: Scene, rng: np.random.Generator) -> Claim | None:
     return Claim("position", f"{head} {words[fact.answer]} {tail}?", f"{head} {words[wrong]} {tail}?")
 
 
-def claim_ocr(scene: Scene, rng: np.random.Generator) -> Claim | None:
+def claim_ocr(scene: SceneV1, rng: np.random.Generator) -> Claim | None:
     written = {t.name for t in scene.texts if t.kind == "word"}
     if not written:
         return None
@@ -305,7 +305,7 @@ def claim_ocr(scene: Scene, rng: np.random.Generator) -> Claim | None:
     return Claim("OCR", ask(pick(rng, sorted(written))), ask(absent))
 
 
-def claim_category(scene: Scene, rng: np.random.Generator) -> Claim | None:
+def claim_category(scene: SceneV1, rng: np.random.Generator) -> Claim | None:
     fact = category(scene, rng)
     if fact is None:
         return None
@@ -319,7 +319,7 @@ def claim_category(scene: Scene, rng: np.random.Generator) -> Claim | None:
     )
 
 
-def claim_translation(scene: Scene, rng: np.random.Generator) -> Claim | None:
+def claim_translation(scene: SceneV1, rng: np.random.Generator) -> Claim | None:
     found = _sole_text(scene, "word", rng)
     if found is None:
         return None
@@ -332,7 +332,7 @@ def claim_translation(scene: Scene, rng: np.random.Generator) -> Claim | None:
     )
 
 
-def claim_sum(scene: Scene, rng: np.random.Generator) -> Claim | None:
+def claim_sum(scene: SceneV1, rng: np.random.Generator) -> Claim | None:
     found = _sole_text(scene, "digit", rng)
     if found is None or found[0].name == "9":
         return None

@@ -1,4 +1,4 @@
-"""Procedurally drawn scenes: what is in them (`Scene`), and the pixels (`render`).
+"""Procedurally drawn scenes: what is in them (`SceneV1`), and the pixels (`render`).
 
 A scene is a canvas of 336 x 336 pixels (or of any other size: `varied_canvas`) with 1 to 14 *things* on a
 background from flat to cluttered. A thing is an object (shape, colour, texture, size) or a written label (a
@@ -59,7 +59,7 @@ _CANVAS_STREAM = 3
 
 
 @dataclass(frozen=True)
-class Thing:
+class ThingV1:
     """One object or written label; the box is in pixels (left, top, width, height)."""
 
     kind: str  # "object", "word" or "digit"
@@ -80,8 +80,8 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Scene:
-    things: tuple[Thing, ...]
+class SceneV1:
+    things: tuple[ThingV1, ...]
     background: str
     tint: tuple[int, int, int]
     paint_seed: int
@@ -89,17 +89,18 @@ class Scene:
     height: int = IMAGE_SIZE
 
     @property
-    def objects(self) -> tuple[Thing, ...]:
+    def objects(self) -> tuple[ThingV1, ...]:
         return tuple(t for t in self.things if not t.is_text)
 
     @property
-    def texts(self) -> tuple[Thing, ...]:
+    def texts(self) -> tuple[ThingV1, ...]:
         return tuple(t for t in self.things if t.is_text)
 
     @property
     def bucket(self) -> int:
         """0..9, from the digest of the things and the kind of background: decides the split."""
-        description = repr((self.things, self.background)).encode()
+        # the split was drawn when the class was called Thing
+        description = repr((self.things, self.background)).replace("ThingV1(", "Thing(").encode()
         return hashlib.sha256(description).digest()[0] % 10
 
 
@@ -130,7 +131,7 @@ def _place(rng: np.random.Generator, taken: np.ndarray, width: int, height: int)
     return None
 
 
-def _sample(rng: np.random.Generator, fewest: int, most: int, canvas: tuple[int, int]) -> Scene:
+def _sample(rng: np.random.Generator, fewest: int, most: int, canvas: tuple[int, int]) -> SceneV1:
     wanted = int(rng.integers(fewest, most + 1))
     share_of_text = float(rng.choice([0.2, 0.35, 0.6]))
     kinds = [
@@ -138,7 +139,7 @@ def _sample(rng: np.random.Generator, fewest: int, most: int, canvas: tuple[int,
         for _ in range(wanted)
     ]
     taken = np.zeros((canvas[1] // LATTICE, canvas[0] // LATTICE), bool)
-    things: list[Thing] = []
+    things: list[ThingV1] = []
     for kind in kinds:
         size = SIZES[int(rng.choice(3, p=(0.4, 0.35, 0.25)))]
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
@@ -153,10 +154,10 @@ def _sample(rng: np.random.Generator, fewest: int, most: int, canvas: tuple[int,
         corner = _place(rng, taken, width, height)
         if corner is not None:
             box = (corner[0] * LATTICE, corner[1] * LATTICE, width * LATTICE, height * LATTICE)
-            things.append(Thing(kind, name, colour, size, texture, box))
+            things.append(ThingV1(kind, name, colour, size, texture, box))
     tint = tuple(int(v) for v in rng.integers(190, 246, 3))
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
-    return Scene(tuple(things), background, tint, int(rng.integers(2**31)), *canvas)
+    return SceneV1(tuple(things), background, tint, int(rng.integers(2**31)), *canvas)
 
 
 def varied_canvas(seed: int, index: int, sides: tuple[int, int] = VARIED_SIDES) -> tuple[int, int]:
@@ -173,7 +174,7 @@ def sample_scene(
     fewest: int = 1,
     most: int = MAX_THINGS,
     canvas: tuple[int, int] = SQUARE,
-) -> Scene:
+) -> SceneV1:
     """Scene number `index` of a split: the same arguments give the same scene.
 
     canvas: width and height in pixels. At most `most` things; fewer than `fewest` where they find no room.
@@ -257,7 +258,7 @@ def _texture(colour: str, texture: str, size: int) -> Image.Image:
     return tile
 
 
-def _background(scene: Scene) -> Image.Image:
+def _background(scene: SceneV1) -> Image.Image:
     rng = np.random.default_rng(scene.paint_seed)
     width, height = scene.width, scene.height
     tint = np.array(scene.tint, np.float32)
@@ -296,7 +297,7 @@ def _background(scene: Scene) -> Image.Image:
     return image
 
 
-def render(scene: Scene) -> Image.Image:
+def render(scene: SceneV1) -> Image.Image:
     """The scene as an RGB image of its canvas's size."""
     image = _background(scene)
     draw = ImageDraw.Draw(image)

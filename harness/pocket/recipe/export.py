@@ -15,12 +15,12 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from harness.pocket.recipe.families import Family
+from harness.pocket.recipe.families import PocketFamily
 from harness.pocket.recipe.sizes import CLIP, PATCH, PIXEL_MEAN, PIXEL_STD, qwen_image_processor
 from harness.pocket.recipe.tokenizer import LLAVA_TEMPLATE, QWEN_TEMPLATE
 
 
-def processor_of(family: Family):
+def processor_of(family: PocketFamily):
     if family.name == "qwen":
         return Qwen2_5_VLProcessor(
             image_processor=qwen_image_processor(),
@@ -44,7 +44,7 @@ def processor_of(family: Family):
     )
 
 
-def export(family: Family, model: nn.Module, target: Path) -> Path:
+def export(family: PocketFamily, model: nn.Module, target: Path) -> Path:
     """Model (float16 safetensors), configs, tokenizer and processor to `target`."""
     tokenizer = family.tokenizer
     bos = {"bos_token_id": tokenizer.bos_token_id} if tokenizer.bos_token_id is not None else {}

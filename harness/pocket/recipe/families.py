@@ -58,7 +58,7 @@ def stacked(found: list[dict]) -> Labels:
     return {k: torch.stack([torch.as_tensor(labels[k]) for labels in found]) for k in found[0]}
 
 
-class Family(ABC):
+class PocketFamily(ABC):
     """One of the two backbones. `model` is the ordinary Hugging Face one; every short cut here is tested to
     be equal to its own forward."""
 
@@ -143,7 +143,7 @@ class Family(ABC):
         return torch.tensor(self.ids(self.image_end), dtype=torch.long)
 
 
-class Llava(Family):
+class PocketLlava(PocketFamily):
     name, seed_offset = "llava", 0
     reads: ClassVar = {"patch": CLIP["hidden_size"]}
     tower_hidden = ("self_attn", "mlp")
@@ -213,7 +213,7 @@ class Llava(Family):
         )
 
 
-class Qwen(Family):
+class PocketQwen(PocketFamily):
     name, seed_offset = "qwen", 100
     reads: ClassVar = {"token": LANGUAGE["hidden_size"], "patch": QWEN_VISION["hidden_size"]}
     tower_hidden = ("blocks",)
@@ -293,7 +293,7 @@ class Qwen(Family):
         )
 
 
-FAMILIES: dict[str, type[Family]] = {"llava": Llava, "qwen": Qwen}
+FAMILIES: dict[str, type[PocketFamily]] = {"llava": PocketLlava, "qwen": PocketQwen}
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from harness.pocket.data.documents import TASKS
 from harness.pocket.data.v2.scenes import COLOURS, TEXTURES, Scene, sample_scene
 from harness.pocket.recipe.drills import DRILLS, LETTERED, Drill, Lessons, picks
-from harness.pocket.recipe.families import Family
+from harness.pocket.recipe.families import PocketFamily
 from harness.pocket.recipe.labels import NAMES, TEXTS
-from harness.pocket.recipe.packing import IGNORE, Encoded, Layout, Packs, attention_of, collate
-from harness.pocket.recipe.progress import Stage
+from harness.pocket.recipe.packing import IGNORE, Encoded, PackLayout, Packs, attention_of, collate
+from harness.pocket.recipe.progress import TrainingStage
 from harness.pocket.recipe.tower import regimes
 
 BATCH, LR = 4, 2e-3
@@ -51,7 +51,7 @@ ALONE, BESIDE, BESIDE_LATER = 48, (30, 16, 5), (30, 4, 2)
 ALIGN_SCENES, ALIGN_STEPS = 480, 600
 
 
-def encode(family: Family, drill: Drill) -> Encoded:
+def encode(family: PocketFamily, drill: Drill) -> Encoded:
     """Kind, ids, targets, asides of one question."""
     ids: list[int] = []
     asides = [IGNORE]
@@ -72,7 +72,9 @@ class Groups(IterableDataset):
     """Groups of `batch` scenes for PACKS steps each, from a step on: (first step, pixels, grid, owner int64
     [B, N], the Packs of each step). A group is a function of the seed and its first step."""
 
-    def __init__(self, family: Family, stage: str, seed: int, first: int, steps: int, batch: int) -> None:
+    def __init__(
+        self, family: PocketFamily, stage: str, seed: int, first: int, steps: int, batch: int
+    ) -> None:
         self.family, self.stage, self.first, self.steps, self.batch = family, stage, first, steps, batch
         self.seed = seed + family.seed_offset + STREAMS[stage]
 
@@ -146,7 +148,7 @@ def keep_some(owner: Tensor, per_thing: int, background: int, seed: int) -> Tens
 
 
 def answer_loss(
-    family: Family,
+    family: PocketFamily,
     model: nn.Module,
     features: Tensor,
     grid: tuple[int, int],
@@ -156,7 +158,7 @@ def answer_loss(
     """Loss over the answers of packed questions about images of one size, and [right, asked] of first answer
     tokens by kind.
 
-    features: of `Family.features`, B images. keep: int64 [B, K], the visual tokens shown; None: all.
+    features: of `PocketFamily.features`, B images. keep: int64 [B, K], the visual tokens shown; None: all.
     """
     language, images = model.model.language_model, len(features)
     visual = family.visual(model, features)
@@ -174,7 +176,7 @@ def answer_loss(
             attention_mask=torch.empty(1, 1, 0, 0),  # four-dimensional: it makes none of its own
             position_ids=family.positions(grid, keep, packs.offset.flatten(1)),
             use_cache=False,
-            packed=Layout.of(packs, prefix),
+            packed=PackLayout.of(packs, prefix),
         ).last_hidden_state[:, prefix:-1]
     targets, asides, segment = (t.flatten(1) for t in (packs.targets, packs.asides, packs.segment))
     wanted = torch.where(asides == IGNORE, targets, asides)[:, 1:]
@@ -217,7 +219,7 @@ def start(model: nn.Module) -> None:
             mlp.down_proj.weight.zero_()
 
 
-def align(family: Family, model: nn.Module, seed: int, scenes: int, steps: int) -> float:
+def align(family: PocketFamily, model: nn.Module, seed: int, scenes: int, steps: int) -> float:
     """Teach the connector alone to put a cell where the words for its thing are in the embedding space.
 
     A cell's target is the sum of the embeddings of its thing's name, colour, texture, and what is written on
@@ -274,7 +276,7 @@ def align(family: Family, model: nn.Module, seed: int, scenes: int, steps: int) 
     return 1 - float(loss.detach() / y.var(0).mean())
 
 
-def train(family: Family, stage: Stage, model: nn.Module, seed: int, batch: int) -> None:
+def train(family: PocketFamily, stage: TrainingStage, model: nn.Module, seed: int, batch: int) -> None:
     """From where `stage` is to its end, or to where it has to stop."""
     stage.columns = ("loss", "grad_norm", *TASKS, *DRILLS)
     groups = Groups(family, stage.name, seed, stage.step, stage.steps, batch)

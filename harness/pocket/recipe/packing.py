@@ -80,7 +80,7 @@ def collate(packs: Sequence[Sequence[Encoded]], pad: int) -> Packs:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackLayout:
     """prefix: tokens of the image prefix. hidden: float32 [B * R, 1, C, C], 0 where a token of a row sees
     another of it, minus infinity elsewhere."""
 
@@ -88,7 +88,7 @@ class Layout:
     hidden: Tensor
 
     @classmethod
-    def of(cls, packs: Packs, prefix: int) -> Layout:
+    def of(cls, packs: Packs, prefix: int) -> PackLayout:
         segment = packs.segment.flatten(0, 1)
         same = segment[:, :, None] == segment[:, None]
         sees = same & torch.ones(same.shape[1:], dtype=torch.bool).tril()
@@ -108,7 +108,7 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, layout: PackLayout, scale: float) -> Tensor:
         """q, k, v: [B, H, L, d]; L = prefix + R * C. Returns the same shape."""
         parts = [_parts(t, layout) for t in (q, k, v)]
         (q0, q1, q2), (k0, _, k2), (v0, _, v2) = parts
@@ -154,13 +154,13 @@ def _joined(t: Tensor, images: int) -> Tensor:
     return t.unflatten(0, (images, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _parts(t: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+def _parts(t: Tensor, layout: PackLayout) -> tuple[Tensor, Tensor, Tensor]:
     """The prefix, the rows as one sequence, the rows apart."""
     rest = t[:, :, layout.prefix :]
     return t[:, :, : layout.prefix], rest, _split(rest, len(layout.hidden) // len(t))
 
 
-def _attend(module: nn.Module, query, key, value, attention_mask, scaling, packed: Layout, **_):
+def _attend(module: nn.Module, query, key, value, attention_mask, scaling, packed: PackLayout, **_):
     return _Attention.apply(query, key, value, packed, scaling).transpose(1, 2), None
 
 
@@ -169,7 +169,7 @@ AttentionInterface.register(NAME, _attend)
 
 @contextmanager
 def attention_of(language: nn.Module) -> Iterator[None]:
-    """Inside, the language model's forward takes `packed=Layout` and attends accordingly."""
+    """Inside, the language model's forward takes `packed=PackLayout` and attends accordingly."""
     before = language.config._attn_implementation
     language.config._attn_implementation = NAME
     try:

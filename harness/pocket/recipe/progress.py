@@ -22,7 +22,7 @@ from torch import nn
 from harness.pocket.recipe.optim import Optimiser
 
 
-class Stage:
+class TrainingStage:
     """name: of the stage; its files are `name.safetensors` and `name.csv` in `folder`.
 
     While it goes on its file has weights and moments in float32. Once it is done the file is what is handed

@@ -12,11 +12,11 @@ from harness.pocket.recipe import language, tower
 from harness.pocket.recipe.export import export
 from harness.pocket.recipe.families import FAMILIES
 from harness.pocket.recipe.optim import Optimiser
-from harness.pocket.recipe.progress import Stage, stage_weights
+from harness.pocket.recipe.progress import TrainingStage, stage_weights
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How much of everything. tower, drills, questions: steps of the three stages, of so many images each."""
 
     tower: int
@@ -29,7 +29,7 @@ class Plan:
 
 
 #: For 6 hours at most on two cores with nothing else on them (docs/pocket.md has the times).
-PLANS = {"llava": Plan(2600, 1200, 3200), "qwen": Plan(2600, 1200, 3200)}
+PLANS = {"llava": TrainingPlan(2600, 1200, 3200), "qwen": TrainingPlan(2600, 1200, 3200)}
 
 
 def train(
@@ -37,7 +37,7 @@ def train(
     state: Path,
     target: Path,
     seed: int = 0,
-    plan: Plan | None = None,
+    plan: TrainingPlan | None = None,
     minutes: float | None = None,
 ) -> bool:
     """Train one backbone from its seed, or go on where `state` is. True: done, `target` is written; False:
@@ -52,7 +52,7 @@ def train(
     heads = tower.heads_of(family)
     modules = {"tower": family.tower(model), "heads": heads}
     optimiser = Optimiser(modules, family.tower_hidden, tower.LR)
-    stage = Stage(state, "tower", plan.tower, modules, optimiser, stop_at)
+    stage = TrainingStage(state, "tower", plan.tower, modules, optimiser, stop_at)
     stage.resume()
     if not stage.done:
         tower.train(family, stage, model, heads, seed, plan.tower_batch)
@@ -69,7 +69,7 @@ def train(
     }
     for name in ("drills", "questions"):
         optimiser = Optimiser(modules, ("layers", "linear_2"), language.LR)
-        before, stage = stage, Stage(state, name, getattr(plan, name), modules, optimiser, stop_at)
+        before, stage = stage, TrainingStage(state, name, getattr(plan, name), modules, optimiser, stop_at)
         if not stage.resume():
             if name == "drills":
                 torch.manual_seed(seed + 1)

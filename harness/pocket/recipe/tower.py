@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from harness.pocket.data.v2.scenes import REGIMES, Scene, sample_scene
-from harness.pocket.recipe.families import Family, Labels
+from harness.pocket.recipe.families import Labels, PocketFamily
 from harness.pocket.recipe.labels import CELL_CLASSES, IMAGE_CLASSES, NAMES, PRESENCE, SHAPES
-from harness.pocket.recipe.progress import Stage
+from harness.pocket.recipe.progress import TrainingStage
 
 BATCH, LR = 10, 2e-3
 #: Shares of the steps: until when CLIP sees only some patches (Qwen: small canvases), and until when most
@@ -39,7 +39,7 @@ class Batches(IterableDataset):
     """Labelled training scenes from a step on: (step, pixels, grid, labels). A step's are a function of the
     seed and the step."""
 
-    def __init__(self, family: Family, seed: int, first: int, steps: int, batch: int) -> None:
+    def __init__(self, family: PocketFamily, seed: int, first: int, steps: int, batch: int) -> None:
         self.family, self.first, self.steps, self.batch = family, first, steps, batch
         self.seed = seed + family.seed_offset
 
@@ -107,12 +107,12 @@ class Heads(nn.Module):
         return loss, report
 
 
-def heads_of(family: Family) -> nn.ModuleDict:
+def heads_of(family: PocketFamily) -> nn.ModuleDict:
     return nn.ModuleDict({name: Heads(width) for name, width in family.reads.items()})
 
 
 def train(
-    family: Family, stage: Stage, model: nn.Module, heads: nn.ModuleDict, seed: int, batch: int
+    family: PocketFamily, stage: TrainingStage, model: nn.Module, heads: nn.ModuleDict, seed: int, batch: int
 ) -> None:
     """From where `stage` is to its end, or to where it has to stop."""
     stage.columns = ("loss", "grad_norm", *COLUMNS)
