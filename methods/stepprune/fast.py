@@ -233,7 +233,9 @@ class _Running:
         self.values = [None if v is None else own(v) for v in memory.values]
         self.pointer = None if memory.pointer_keys is None else own(memory.pointer_keys.transpose(1, 2))
         self.bias = own(memory.bias[:, None])
-        self.valid = None if memory.valid is None else own(memory.valid)
+        self.valid = None
+        if memory.valid is not None:  # to be added: a mask of truth values is made into this in every step
+            self.valid = torch.zeros(memory.valid.shape).masked_fill_(~memory.valid, -math.inf)
         self.past = [memory.rows.new_empty(2, batch, heads, steps, width // heads) for _ in self.keys]
 
     def keep(self, samples: list[int]) -> list[int]:
