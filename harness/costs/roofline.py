@@ -17,6 +17,7 @@ import yaml
 
 from backbones.shapes import Shape
 from harness.costs import launches
+from harness.costs.closed_form import closed_form_layer
 from harness.costs.latency import PARTS
 from harness.costs.shape_counter import Budget, PrefillMacs, ShapeCounter
 from methods import registry
@@ -108,6 +109,18 @@ class Roofline:
     def count(self, spec: str, budget: Budget | None) -> PrefillMacs:
         """The method's plan and MAC, see `ShapeCounter.count`."""
         return self._flops.count(spec, budget)
+
+    def shared(self, spec: str, budget: Budget | None) -> dict[str, float]:
+        """FLOPs of one prefill that questions on one image share in a run, by part (docs/runs.md)."""
+        pruner = registry.build(spec, None if spec == "vanilla" else budget)
+        count, before = self.count(spec, budget), self._flops.before
+        layers = len(count.plan.visual_tokens) if pruner.independent_of_text else 0
+        if pruner.cuts_only:
+            layers = pruner.stages(self._flops.visual_tokens, self.shape.layers)[0].layer
+        text = self.shape.config.text_config
+        llm = sum(closed_form_layer(text, n + before) for n in count.plan.visual_tokens[:layers])
+        own = count.own if pruner.independent_of_text else 0
+        return {"vision": 2 * (count.tower + count.projector), "selection": 2 * own, "llm": 2 * llm}
 
     def work(self, spec: str, budget: Budget | None, batch: int = 1) -> Work:
         """Raises what `ShapeCounter.count` does."""

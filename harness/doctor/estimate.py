@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.costs.shape_counter import TEXT_TOKENS
@@ -62,11 +63,19 @@ def check(
     estimates = roofline.Roofline(shape, TEXT_TOKENS)
     found = [d for d in roofline.devices() if d.match in _here(config.device)]
     for device in found or roofline.devices():
-        hours, longest = (
-            sum(counts.values())
+        hours, longest, apart = (
+            sum(
+                counts[b.name] * _question_seconds(estimates, device, methods, config, length, share)
+                for b in config.benchmarks
+                if b.name in counts
+                for share in [passes(config, b, known[b.name]) if together else None]
+            )
             / 3600
-            * sum(_answer_seconds(estimates, device, *m, config.batch_size, length) for m in methods)
-            for length in (ANSWER_TOKENS, config.token_cap or LONGEST)
+            for length, together in (
+                (ANSWER_TOKENS, True),
+                (config.token_cap or LONGEST, True),
+                (ANSWER_TOKENS, False),
+            )
         )
         low, high = (slack * hours for slack in SLACK)
         money = f", at {price:g} an hour {low * price:.2f} to {high * price:.2f}" if price else ""
@@ -74,7 +83,8 @@ def check(
             NOTE,
             f"time, one {device.name}",
             f"at least {hours:.2g} hours by its datasheet; expect {low:.2g} to {high:.2g}{money}; "
-            f"{longest:.2g} if every answer ran to the cap of {config.token_cap or LONGEST} tokens"
+            f"{longest:.2g} if every answer ran to the cap of {config.token_cap or LONGEST} tokens; "
+            f"{apart:.2g} if methods and questions on one image shared nothing"
             + ("" if found else " (not this machine)"),
         )
 
@@ -98,13 +108,56 @@ def _here(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.partition(":")[0] == "cuda" else ""
 
 
-def _answer_seconds(estimates, device, spec: str, budget, batch: int, length: int) -> float:
-    """One answer at the batch size: its share of a prefill and of `length` decoding steps."""
+def passes(config, benchmark: Benchmark, documents: int) -> float:
+    """Prefills of an image for each question about it: questions on one image stand side by side, in batches,
+    and share theirs within one. documents: all that there are; a slice of single ones hits more images."""
+    if config.suite.synthetic or benchmark.images is None:
+        return 1.0
+    n, share = _scored(config, benchmark, documents), benchmark.images / benchmark.documents
+    if n < documents and benchmark.group_by is None:
+        missed = (1 - n / documents) ** (1 / share)
+        share = min(1.0, share * documents * (1 - missed) / n)
+    return share + (1 - share) / config.batch_size
+
+
+def _question_seconds(
+    estimates, device, methods: Sequence, config, length: int, share: float | None
+) -> float:
+    """One question of all methods; share: `passes`, None if nothing is shared."""
+    grids, total = set(), 0.0
+    for method in methods:
+        spec, budget = _plannable(estimates, *method)
+        grid = estimates.count(spec, budget).plan.grid
+        seen = share is not None and grid in grids  # in the vision cache
+        grids.add(grid)
+        total += _answer_seconds(estimates, device, spec, budget, config.batch_size, length, share, seen)
+    return total
+
+
+def _plannable(estimates, spec: str, budget) -> tuple:
+    """A method that cannot plan without weights counts as the unpruned model."""
     try:
-        work = estimates.work(spec, budget, batch)
-    except Exception:  # a method that cannot plan without weights: as the unpruned model
-        work = estimates.work("vanilla", None, batch)
-    times = work.milliseconds(device)
+        estimates.work(spec, budget)
+    except Exception:
+        return "vanilla", None
+    return spec, budget
+
+
+def _answer_seconds(
+    estimates, device, spec: str, budget, batch: int, length: int, share: float | None, seen: bool
+) -> float:
+    """One answer at the batch size: its part of a prefill and of `length` decoding steps."""
+    work = estimates.work(spec, budget)
+    flops = dict(work.flops)
+    if share is not None:
+        flops = {p: n - (1 - share) * estimates.shared(spec, budget)[p] for p, n in flops.items()}
+    own = {p: batch * n for p, n in flops.items()}
+    weights, launches = dict(work.weights), work.launches and dict(work.launches)
+    if seen:
+        own["vision"] = weights["vision"] = 0.0
+        if launches:
+            launches["vision"] = 0
+    times = replace(work, flops=own, weights=weights, launches=launches).milliseconds(device)
     prefill = times["eager"] or max(times["weights"], times["flops"])
     reading = 1e3 * work.weights["llm"] / device.bandwidth
     launching = 1e3 * work.launches["llm"] * device.launch if work.launches else 0.0

@@ -37,6 +37,7 @@ class Benchmark:
         unit: "%" or "points".
         maximum: highest possible value of the published data set, in `unit`.
         documents: number of documents that the published split has (MMBench with its rotations).
+        images: number of distinct images that the published split has; None: about one a document.
         comparable: the score can stand beside the paper's.
         why: how the number is made; where it is not comparable, why not.
         upstream_split: the data set's split.
@@ -67,6 +68,7 @@ class Benchmark:
     why: str
     upstream_split: str
     repository: str
+    images: int | None = None
     unit: str = "%"
     maximum: float = 100
     configs: Mapping[str, str] = field(default_factory=lambda: {"rows": "default"})

@@ -135,6 +135,20 @@ def test_the_estimate_counts_the_runs_answers():
     assert hours == sorted(hours, reverse=True) and hours[-1] > 0.05, "A6000, A100, H100"
 
 
+def test_the_estimate_knows_what_questions_on_one_image_share():
+    own = config(methods=("fastv", "uniform"))
+    share = {b.name: estimate.passes(own, b, b.documents) for b in own.benchmarks}
+    gqa = 398 / 12_578
+    assert share["gqa"] == pytest.approx(gqa + (1 - gqa) / 8), "31 questions an image, batches of 8"
+    assert share["scienceqa"] == 1.0
+    assert 0.85 < share["vqav2"] < 1.0, "10,000 of 214,354 questions meet few images twice"
+    assert estimate.passes(replace(own, batch_size=1), BENCHMARKS["gqa"], 12_578) == 1.0
+    for found in list(estimate.check(own, [], None, None))[1:]:
+        hours = float(found.text.split("at least ")[1].split()[0])
+        apart = float(re.search(r"([\d.]+) if methods and questions", found.text)[1])
+        assert hours < 0.8 * apart, found.text
+
+
 def test_online_says_so_first(monkeypatch, caplog):
     files = [SimpleNamespace(rfilename=n, size=s) for n, s in (("data/test-0.parquet", 2e9), ("x.bin", 9e9))]
 

@@ -16,6 +16,7 @@ BENCHMARKS = (
         },
         scoring=EXACT_MATCH,
         documents=12_578,
+        images=398,
         comparable=True,
         why="testdev_balanced, exact match",
         upstream_split="testdev",

@@ -65,6 +65,7 @@ _COMMON = dict(
     columns={"rows": _COLUMNS},
     scoring=_SCORING,
     documents=4_329,
+    images=1_164,
     comparable=False,
     upstream_split="dev",
     repository="MMBench",

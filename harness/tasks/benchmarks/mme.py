@@ -60,6 +60,7 @@ BENCHMARKS = (
         unit="points",
         maximum=2_800,
         documents=2_374,
+        images=1_187,
         comparable=True,
         why="perception + cognition, in points",
         upstream_split="test",

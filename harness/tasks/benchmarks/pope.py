@@ -75,6 +75,7 @@ BENCHMARKS = (
         },
         scoring=_SCORING,
         documents=9_000,
+        images=500,
         comparable=True,
         why="mean of the F1 of the adversarial, popular and random part",
         upstream_split="test",

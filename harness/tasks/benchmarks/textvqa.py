@@ -23,6 +23,7 @@ _PLAIN = Benchmark(
     columns={"rows": _COLUMNS},
     scoring=EXACT_MATCH,
     documents=5_000,
+    images=3_166,
     comparable=False,
     why="prompt without OCR tokens, which the paper's number has",
     upstream_split="validation",

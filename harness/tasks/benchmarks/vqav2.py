@@ -13,6 +13,7 @@ BENCHMARKS = (
         columns={"rows": {"question_id": INT, "question": TEXT, "answers": ANSWERS, "image": IMAGE}},
         scoring=EXACT_MATCH,
         documents=214_354,
+        images=40_504,
         comparable=False,
         why="validation split, where the paper's number is test-dev from the evaluation server",
         upstream_split="validation",
