@@ -34,9 +34,14 @@ class Learned(Protocol):
     def kind(self) -> type:
         """Class of a policy's configuration, see `methods.stepprune.checkpoint.Config`."""
 
+    def shape(self, options: Any, width: int, text_width: int, n: int) -> Any:
+        """A policy's configuration for models of these widths and images of at most n visual tokens."""
+
+    def objective(self, options: Any, policy: Any, denoiser: Any, frozen: Any) -> Any:
+        """What is trained, of its parts: a `methods.stepprune.training.objective.GatedObjective`."""
+
     def new_objective(self, options: Any, frozen: Any, batch: Any) -> Any:
-        """What is trained: a `methods.stepprune.training.objective.GatedObjective` for the frozen model, its
-        starting values made with the first batch."""
+        """What is trained, its starting values made with the first batch."""
 
     def holds(self, options: Any) -> bool:
         """Whether training moves the policy's bias such that the mean K stays at the target."""

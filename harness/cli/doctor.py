@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 
 from harness.cli.command import command
-from harness.cli.options import RunOptions, flag, real
+from harness.cli.options import RunOptions, flag, one_of, option, real
 from harness.cli.run import config_of
+from methods import learned
 from methods.errors import UserError
 
 EXAMPLES = """\
 examples:
   python -m harness doctor --backbone llava-1.5-7b --tasks paper --budget 192 128 64
   python -m harness doctor --backbone qwen2.5-vl-7b --tasks paper --data /data/mirror --price 2.5
+  python -m harness doctor --train diffprune --backbone llava-1.5-7b --dtype bfloat16    fits?
   python -m harness doctor --backbone llava-1.5-7b --tasks paper --online    can the hub be reached?
 
 without a GPU or a download, on a tiny random model and drawn data:
@@ -33,6 +35,17 @@ def doctor(
     ] = False,
     no_model: Annotated[bool, flag("--no-model", "do not load the model", OWN)] = False,
     no_estimate: Annotated[bool, flag("--no-estimate", "leave out the estimate of the time", OWN)] = False,
+    train: Annotated[
+        str | None,
+        option(
+            "--train",
+            f"instead: what training a learned method ({', '.join(learned.names())}) takes of a GPU's memory",
+            "METHOD",
+            one_of(*learned.names()),
+            OWN,
+        ),
+    ] = None,
+    memory: Annotated[float, real("--memory", "of that GPU, in GB", OWN, above=0)] = 48.0,
     price: Annotated[
         float | None, real("--price", "of an hour of GPU time, for a cost estimate", OWN, above=0)
     ] = None,
@@ -43,7 +56,18 @@ def doctor(
     rows, the processor's places for an image, and, on the loaded model, that keeping all tokens gives
     the unpruned model's answer. Prints what is missing with the command that gets it, and an estimate
     of the time. Looks at this machine only, unless you say --online or --download.
+
+    With --train it says instead, from the shapes alone, how much memory the training of a learned method
+    takes, and how many questions at once fit.
     """
+    if train is not None:
+        from harness.doctor import training
+        from harness.doctor.findings import MISSING
+
+        dtype, budget = options.dtype or "float32", options.budget[0]
+        found = list(training.check(train, options.backbone, budget, dtype, memory))
+        print(*found, sep="\n")
+        return int(any(f.level == MISSING for f in found))
     from harness.doctor.examination import Examination
     from harness.run import preflight
     from harness.tasks.quiet import prepare_environment

@@ -49,8 +49,8 @@ examples:
   python -m harness train stepprune --length-weight 0.02    the paper's way: lambda decides the mean
   python -m harness train diffprune --target-tokens 64    its one-shot sibling
   python -m harness train stepprune --target-tokens 64 --resume    go on with a run that was stopped
-  python -m harness train stepprune --backbone llava-1.5-7b --target-tokens 64 --precision bf16 \\
-      --data llava_v1_5_mix665k.json --images images/    LLaVA's instruction data
+  python -m harness train diffprune --backbone llava-1.5-7b --target-tokens 64 --preset 2605.28051 \\
+      --data captions.json --images images/    a real model; doctor --train says whether it fits
   accelerate launch -m harness train stepprune --target-tokens 64    one process per GPU
 
 then: python run_all.py --methods stepprune:checkpoint=FILE,random --budget 64
@@ -126,7 +126,14 @@ class Training:
     ] = TrainOptions.drawn
     data: Annotated[
         Path | None,
-        option("--data", "json in LLaVA's instruction format (default: Pocket-8)", "FILE", as_path, WHAT),
+        option(
+            "--data",
+            "json: LLaVA's instruction format, or a list of objects with image and caption (default: "
+            "Pocket-8)",
+            "FILE",
+            as_path,
+            WHAT,
+        ),
     ] = TrainOptions.data
     images: Folder = TrainOptions.images
     text: Annotated[
@@ -163,6 +170,9 @@ class Training:
     final_sharpness: Annotated[float, real("--final-sharpness", "at the end", WHAT, above=0)] = (
         TrainOptions.final_sharpness
     )
+    sharpen_until: Annotated[
+        float, real("--sharpen-until", "share of steps in which sharpness rises", WHAT, above=0, most=1)
+    ] = TrainOptions.sharpen_until
     text_gate_until: Annotated[
         float,
         real("--text-gate-until", "share of steps in which alpha rises to 1", WHAT, least=0, most=1),
@@ -226,6 +236,12 @@ class Training:
     precision: Annotated[
         Literal["no", "bf16", "fp16"], option("--precision", "mixed precision", panel=HOW)
     ] = TrainOptions.precision
+    dtype: Annotated[Dtype, option("--dtype", "of the frozen model's weights", panel=HOW)] = (
+        TrainOptions.dtype
+    )
+    checkpointing: Annotated[
+        bool, flag("--checkpointing", "compute the LLM's layers twice instead of keeping what they made", HOW)
+    ] = TrainOptions.checkpointing
     device: Annotated[
         Literal["auto", "cpu"], option("--device", "auto: the GPU that accelerate gives, if any", panel=HOW)
     ] = TrainOptions.device

@@ -89,8 +89,8 @@ DRAWN = {"v1": Pocket8, "v2": EvidencePocket8}
 class PocketSupplies:
     """`methods.stepprune.training.data.Supplies`: any backbone, and Pocket-8's scenes."""
 
-    def backbone(self, name: str, device: str):
-        return backbones.load(name, device=device)
+    def backbone(self, name: str, device: str, dtype: str = "float32"):
+        return backbones.load(name, device=device, dtype=dtype)
 
     def image(self, file: Path) -> Image:
         return upright(file)

@@ -10,7 +10,24 @@ DEFAULTS: Mapping[str, object] = {
     "sharpness": 0.25,
     "final_sharpness": 5.0,
 }
-PRESETS: Mapping[str, Mapping[str, object]] = {}
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    # DiffPrune's printed settings; 4,000 steps are about an epoch over a tenth of ImageNet-1K; its early
+    # stopping on a validation loss is not here. Types, checkpointing and the lack of a warm-up are ours.
+    "2605.28051": {
+        "lr": 2e-4,
+        "denoiser_lr": 2e-4,
+        "warmup": 0,
+        "batch_size": 32,
+        "questions": 1,
+        "steps": 4000,
+        "sharpness": 0.25,
+        "final_sharpness": 5.0,
+        "sharpen_until": 0.5,
+        "precision": "bf16",
+        "dtype": "bfloat16",
+        "checkpointing": True,
+    },
+}
 UNUSED = frozenset(
     {
         "length_weight", "aggregation", "causal_encoder", "decoder_layers", "pointer", "temperature",
@@ -29,16 +46,26 @@ def kind() -> type:
     return ScorerConfig
 
 
+def shape(options, width: int, text_width: int, n: int):
+    return kind()(width, text_width, options.text == "on")
+
+
+def objective(options, policy, denoiser, frozen):
+    from methods.diffprune.objective import OneShotObjective
+
+    return OneShotObjective(
+        policy, denoiser, frozen, options.tokens, options.k_from, options.slots, options.supervise
+    )
+
+
 def new_objective(options, frozen, batch):
     import torch
 
-    from methods.diffprune.objective import OneShotObjective
-    from methods.diffprune.policy import Scorer, ScorerConfig
     from methods.stepprune.gate import LocalDenoiser
     from methods.stepprune.training.train import go_on_from, start_words
 
     torch.manual_seed(options.seed)
-    policy = Scorer(ScorerConfig(frozen.width, frozen.text_width, options.text == "on"))
+    policy = shape(options, frozen.width, frozen.text_width, batch.features.shape[1]).build()
     denoiser = LocalDenoiser(frozen.width)
     policy.to(batch.features.device)
     if options.start_from is not None:
@@ -48,9 +75,7 @@ def new_objective(options, frozen, batch):
         start_words(policy.encoder, frozen, batch, options.words_from)
     denoiser.to(batch.features.device)
     denoiser.requires_grad_(options.supervise == "loss")  # evidence needs none
-    return OneShotObjective(
-        policy, denoiser, frozen, options.tokens, options.k_from, options.slots, options.supervise
-    )
+    return objective(options, policy, denoiser, frozen)
 
 
 def holds(options) -> bool:

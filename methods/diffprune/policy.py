@@ -99,9 +99,8 @@ def top(scores: Tensor, count: Tensor) -> Choices:
     scores: [B, N], -inf at padding.
     """
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    longest = int(count.max())
-    taken = torch.arange(longest, device=scores.device) < count[:, None]
-    return Choices(order[:, :longest].masked_fill(~taken, scores.shape[1]), count)
+    taken = torch.arange(order.shape[1], device=scores.device) < count[:, None]
+    return Choices(order.masked_fill(~taken, scores.shape[1]), count)
 
 
 def above(scores: Tensor, threshold: Tensor) -> Choices:

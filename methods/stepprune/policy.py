@@ -490,5 +490,7 @@ def cut_at(order: Tensor, margins: Tensor, stop: int) -> Choices:
 
 def trimmed(choices: Choices) -> Choices:
     """Without the steps that no sample takes (one device synchronisation). Training alone uses it."""
+    if choices.count.is_meta:  # no values, as where memory is estimated: nobody knows
+        return choices
     longest = min(choices.order.shape[1], int(choices.count.max()) + 1)
     return replace(choices, order=choices.order[:, :longest])

@@ -23,6 +23,8 @@ from methods.views import Box, cells
 
 #: images of the held-out set that calibrates a checkpoint, each with as many questions as there are tasks
 HELD_OUT_IMAGES = 48
+#: what a caption answers
+CAPTION_PROMPT = "Describe the image."
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ class Supplies(Protocol):
     (`backbones.backbone.Backbone`).
     """
 
-    def backbone(self, name: str, device: str):
-        """The backbone of that name, on the device. Raises UserError if there is none."""
+    def backbone(self, name: str, device: str, dtype: str = "float32"):
+        """The backbone of that name, on the device, its weights of that type. Raises UserError if there is
+        none."""
 
     def image(self, file: Path) -> Image:
         """The file as models see it: upright 8-bit RGB. Raises UserError, with the reason, if it is none."""
@@ -71,7 +74,8 @@ class Supplies(Protocol):
 
 
 class LlavaInstructions:
-    """The json of `llava_v1_5_mix665k`: a list of {"image", "conversations": [{"from", "value"}, ...]}.
+    """The json of `llava_v1_5_mix665k`: a list of {"image", "conversations": [{"from", "value"}, ...]}; or of
+    captions, {"image", "caption"}, which answer `CAPTION_PROMPT`.
 
     Every pair of a human's and the model's turn is a question of its own, without the turns before (ours);
     `questions` of an image are taken, in random order, repeated if there are fewer. Entries without an image
@@ -80,7 +84,13 @@ class LlavaInstructions:
     """
 
     def __init__(
-        self, path: Path, images: Path, read: Callable[[Path], Image], questions: int = 1, seed: int = 0
+        self,
+        path: Path,
+        images: Path,
+        read: Callable[[Path], Image],
+        questions: int = 1,
+        seed: int = 0,
+        held_out: bool = False,
     ):
         try:
             entries = json.loads(path.read_text())
@@ -92,7 +102,15 @@ class LlavaInstructions:
             ) from error
         if not self._entries:
             raise UserError(f"{path}: no entry has an image and a question with an answer")
+        back = min(HELD_OUT_IMAGES, len(self._entries) // 10)
+        if back:  # with fewer than ten images there is nothing to spare
+            order = np.random.default_rng(0).permutation(len(self._entries))
+            chosen = order[:back] if held_out else order[back:]
+            self._entries = [self._entries[int(i)] for i in sorted(chosen)]
         self._images, self._read, self.questions, self.seed = images, read, questions, seed
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def __getitem__(self, index: int) -> Example:
         epoch, place = divmod(index, len(self._entries))
@@ -112,6 +130,8 @@ class LlavaInstructions:
 
 
 def _turns(entry: dict) -> list[tuple[str, str]]:
+    if "caption" in entry:
+        return [(CAPTION_PROMPT, entry["caption"].strip())] if entry["caption"].strip() else []
     turns = entry["conversations"]
     return [
         (human["value"].replace("<image>", "").strip(), model["value"].strip())

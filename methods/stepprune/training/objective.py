@@ -72,10 +72,20 @@ class Batch:
 class FrozenModel:
     """The vision-language model around the policy: no module, so that nothing registers its parameters."""
 
-    def __init__(self, model: nn.Module, adapter):
-        """adapter: what is known of the model's family (`backbones.families.family.Adapter`)."""
+    def __init__(self, model: nn.Module, adapter, checkpointing: bool = False):
+        """
+        Args:
+            model: Hugging Face's.
+            adapter: what is known of its family (`backbones.families.family.Adapter`).
+            checkpointing: compute the language model's layers again in the backward pass.
+        """
         self.model = model.eval().requires_grad_(False)
         self.adapter = adapter
+        if checkpointing:
+            # Only layers in training mode do it; theirs alone is set, not that of what is inside (dropout).
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            for layer in adapter.layers:
+                layer.training = True
         vision = model.config.vision_config
         self.width = adapter.family.feature_width(vision)
         self.text_width = self.adapter.text_config.hidden_size
@@ -83,14 +93,14 @@ class FrozenModel:
 
     @torch.no_grad()
     def features(self, images: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Grid]]:
-        """V of each image, [N, d], and its rows and columns of visual tokens. images: what the model's image
-        processor makes of them."""
+        """V of each image, float32 [N, d], and its rows and columns of visual tokens. images: what the
+        model's image processor makes of them."""
         device, dtype = self._embed.weight.device, self.model.dtype
         moved = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in images.items()}
         feature, given = self.adapter.feature, self.adapter.images(moved)
         seen = self.adapter.see(given, range(len(given)), given.grids, {feature})
         first = 1 if self.adapter.has_cls else 0
-        return [own[feature][first:] for own in seen], list(given.grids)
+        return [own[feature][first:].float() for own in seen], list(given.grids)
 
     def positions(self, before: int, grid: Grid, after: int) -> Tensor:
         """Rotary positions of a sequence with one image, int64 [1, n], or M-RoPE's [3, n]. before, after: the
@@ -99,13 +109,13 @@ class FrozenModel:
 
     @torch.no_grad()
     def words(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """E: embeddings of each prompt's text without its answer, [B, T, D], just what the method gets at
-        inference; and which are no padding, bool [B, T]."""
+        """E: embeddings of each prompt's text without its answer, float32 [B, T, D], just what the method
+        gets at inference; and which are no padding, bool [B, T]."""
         head = batch.before.expand(len(batch), -1)
         longest = int(batch.question.max())
         ids = torch.cat([head, batch.after[:, :longest]], 1)
         places = torch.arange(ids.shape[1], device=ids.device)
-        return self._embed(ids), places < (head.shape[1] + batch.question)[:, None]
+        return self._embed(ids).float(), places < (head.shape[1] + batch.question)[:, None]
 
     def loss(
         self,
@@ -238,9 +248,10 @@ class GatedObjective(nn.Module):
             valid = None if batch.valid is None else batch.valid.gather(1, places)
         return self.frozen.loss(batch, tokens, places, valid)
 
-    def gated(self, batch: Batch, gates: Tensor, seed: int) -> tuple[Tensor, torch.Generator]:
+    def gated(self, batch: Batch, gates: Tensor, seed: int) -> tuple[Tensor, torch.Generator | None]:
         """Eq. 13's tokens, [B, N, d], and the generator that made their noise."""
-        generator = torch.Generator(gates.device).manual_seed(seed)
+        # of tensors without values (an estimate of memory) nothing is drawn
+        generator = None if gates.is_meta else torch.Generator(gates.device).manual_seed(seed)
         noise = torch.randn(
             batch.features.shape, generator=generator, device=gates.device, dtype=batch.features.dtype
         )
@@ -259,7 +270,7 @@ class GatedObjective(nn.Module):
         return {}
 
     def _slots(
-        self, choices: Choices, valid: Tensor | None, generator: torch.Generator, n: int
+        self, choices: Choices, valid: Tensor | None, generator: torch.Generator | None, n: int
     ) -> Tensor | None:
         """Which of n places the language model reads, int64 [B, slots]: what was chosen, in order of choice,
         then others at random, padding last. None: all places."""
@@ -303,7 +314,7 @@ class Objective(GatedObjective):
             choices.count,
             margins,
             gates.detach(),
-            p.detach().amax(-1)[choices.running].mean(),
+            surest(p.detach(), choices),
             choices.order.shape[1],
             recall(choices, batch),
         )
@@ -332,7 +343,7 @@ class Objective(GatedObjective):
             choices.count,
             margins,
             none.expand(batch.features.shape[:2]),
-            p.amax(-1)[path.running].mean(),
+            surest(p, path),
             path.order.shape[1],
             recall(choices, batch),
         )
@@ -357,6 +368,11 @@ class Objective(GatedObjective):
         if self.config.k_from == "sample":
             k = choices.count + (length - length.detach())
         return soft_topk(s, k, step.sharpness, valid)
+
+
+def surest(p: Tensor, path: Choices) -> Tensor:
+    """The largest probability of a step, mean over the steps taken. p: [B, S, N + 1]."""
+    return (p.amax(-1) * path.running).sum() / path.running.sum()
 
 
 def recall(choices: Choices, batch: Batch) -> Tensor:

@@ -41,6 +41,7 @@ class TrainOptions:
     #: version of the drawn data where `data` is None; None: the one that has evidence if that is wanted, else
     #: v1
     drawn: Literal["v1", "v2"] | None = None
+    #: LLaVA's instruction format, or objects with `image` and `caption`
     data: Path | None = None
     images: Path | None = None
     steps: int = 160
@@ -64,6 +65,8 @@ class TrainOptions:
     #: low, because sharp gates give the policy noise for a gradient (docs/stepprune.md)
     sharpness: float = 0.2
     final_sharpness: float = 0.3
+    #: share of the steps in which it rises
+    sharpen_until: float = 1.0
     gamma: float | None = None
     aggregation: Aggregation = "full"
     #: whether the encoder reads the prompt
@@ -81,6 +84,10 @@ class TrainOptions:
     start_from: Path | None = None
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
+    #: of the frozen model's weights; the policy's are float32
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    #: compute the language model's layers again in the backward pass instead of keeping what they computed
+    checkpointing: bool = False
     device: str = "auto"
     log_every: int = 10
     save_every: int = 100

@@ -28,7 +28,14 @@ from methods.stepprune import checkpoint as checkpoints
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import InputEncoder, Policy, PolicyConfig, counts
 from methods.stepprune.training import calibrate, state
-from methods.stepprune.training.data import Collator, LlavaInstructions, Source, Supplies, held_out
+from methods.stepprune.training.data import (
+    HELD_OUT_IMAGES,
+    Collator,
+    LlavaInstructions,
+    Source,
+    Supplies,
+    held_out,
+)
 from methods.stepprune.training.log import Log, gradient_norms, plot
 from methods.stepprune.training.objective import (
     Batch,
@@ -98,8 +105,8 @@ def text_gate(options: TrainOptions, step: int) -> float:
 
 
 def sharpness(options: TrainOptions, step: int) -> float:
-    """Geometric from the first to the final value."""
-    done = step / max(1, options.steps - 1)
+    """Geometric from the first to the final value, over the first `sharpen_until` of the run."""
+    done = min(1.0, step / max(1e-9, options.sharpen_until * (options.steps - 1)))
     return options.sharpness * (options.final_sharpness / options.sharpness) ** done
 
 
@@ -197,18 +204,9 @@ def go_on_from(path: Path, policy: nn.Module, denoiser: LocalDenoiser) -> None:
 def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> Objective:
     """Policy and denoiser for the backbone, ready to be trained."""
     n = batch.features.shape[1]
-    config = PolicyConfig(
-        frozen.width,
-        frozen.text_width,
-        causal_encoder=options.causal_encoder,
-        decoder_layers=options.decoder_layers,
-        pointer=options.pointer,
-        temperature=options.temperature,
-        max_steps=options.max_steps or min(n + 1, math.ceil(3 * options.tokens)),
-        text=options.text == "on",
-    )
     torch.manual_seed(options.seed)
-    policy, denoiser = Policy(config), LocalDenoiser(frozen.width)
+    policy = Policy(shape_of(options, frozen.width, frozen.text_width, n))
+    denoiser = LocalDenoiser(frozen.width)
     policy.to(batch.features.device)
     if options.start_from is None:
         initialise(policy, frozen, batch, options.words_from)
@@ -219,20 +217,34 @@ def new_objective(options: TrainOptions, frozen: FrozenModel, batch: Batch) -> O
     else:
         policy.stop_bias.zero_()
         denoiser.requires_grad_(False)
-    return Objective(
-        policy,
-        denoiser.to(batch.features.device),
-        frozen,
-        ObjectiveConfig(
-            options.gamma or default_gamma(options.tokens),
-            options.aggregation,
-            options.chain,
-            options.k_from,
-            options.slots,
-            held=options.length_mode == "held",
-            supervise=options.supervise,
-        ),
+    return objective_of(options, policy, denoiser.to(batch.features.device), frozen)
+
+
+def shape_of(options: TrainOptions, width: int, text_width: int, n: int) -> PolicyConfig:
+    """The policy's, for models of these widths and images of at most n visual tokens."""
+    return PolicyConfig(
+        width,
+        text_width,
+        causal_encoder=options.causal_encoder,
+        decoder_layers=options.decoder_layers,
+        pointer=options.pointer,
+        temperature=options.temperature,
+        max_steps=options.max_steps or min(n + 1, math.ceil(3 * options.tokens)),
+        text=options.text == "on",
     )
+
+
+def objective_of(options: TrainOptions, policy: Policy, denoiser: LocalDenoiser, frozen) -> Objective:
+    config = ObjectiveConfig(
+        options.gamma or default_gamma(options.tokens),
+        options.aggregation,
+        options.chain,
+        options.k_from,
+        options.slots,
+        held=options.length_mode == "held",
+        supervise=options.supervise,
+    )
+    return Objective(policy, denoiser, frozen, config)
 
 
 def parameter_groups(objective: GatedObjective, options: TrainOptions) -> list[dict]:
@@ -271,8 +283,8 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
         cpu=options.device == "cpu",
     )
     set_seed(options.seed)
-    backbone = supplies.backbone(options.backbone, str(accelerator.device))
-    frozen = FrozenModel(backbone.model, backbone.adapter)
+    backbone = supplies.backbone(options.backbone, str(accelerator.device), options.dtype)
+    frozen = FrozenModel(backbone.model, backbone.adapter, options.checkpointing)
     most = backbone.num_visual_tokens
     if options.target_tokens is not None and not 1 <= options.target_tokens <= most:
         raise UserError(f"--target-tokens must be 1 to {most}, the tokens of an image")
@@ -347,6 +359,8 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
                 facts["settings"] = state.settings(options)
                 state.save(options.working_folder, objective, optimiser, facts)
     bar.close()
+    if main and stop_at == options.steps:
+        log.flush(stop_at)  # the steps behind the last line
     accelerator.wait_for_everyone()
     if not main or stop_at < options.steps:
         return {}
@@ -387,13 +401,18 @@ def data_source(options: TrainOptions, backbone, supplies: Supplies) -> Source:
     return LlavaInstructions(options.data, options.images, supplies.image, options.questions, options.seed)
 
 
+def held_out_batches(options: TrainOptions, backbone, frozen: FrozenModel, supplies: Supplies) -> list[Batch]:
+    """Questions that the run is not trained on: drawn ones, or those of `data` that are kept back."""
+    if options.data is None:
+        return list(held_out(supplies.held_out(backbone, options.drawn), backbone, frozen))
+    own = LlavaInstructions(options.data, options.images, supplies.image, options.questions, held_out=True)
+    return list(held_out(own, backbone, frozen, min(HELD_OUT_IMAGES, len(own))))
+
+
 def _finish(options, supplies, backbone, frozen, objective, seconds, control) -> dict[str, object]:
     """Calibrate and write the checkpoint; compare the pathways; sum up."""
     checkpoints.round_as_stored(objective.eval())
-    policy, held = (
-        objective.policy,
-        list(held_out(supplies.held_out(backbone, options.drawn), backbone, frozen)),
-    )
+    policy, held = objective.policy, held_out_batches(options, backbone, frozen, supplies)
     margins = calibrate.collect(policy, frozen, held)
     if options.target_tokens is not None:  # training held the mean of its own questions
         policy.bias.add_(calibrate.bias_for(margins, options.target_tokens))
