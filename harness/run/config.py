@@ -70,10 +70,9 @@ def parse_budget(text: str) -> Budget:
     problem = (
         f"budget {text!r}: give a whole number of visual tokens (64) or a fraction between 0 and 1 (0.111)"
     )
-    try:
-        budget: Budget = float(text) if "." in text else int(text)
-    except ValueError as error:
-        raise UserError(problem) from error
+    if not re.fullmatch(r"\d+|\d*\.\d+|\d+\.", text, re.ASCII):
+        raise UserError(problem)
+    budget: Budget = float(text) if "." in text else int(text)
     if budget <= 0 or (isinstance(budget, float) and budget >= 1):
         raise UserError(problem)
     return budget

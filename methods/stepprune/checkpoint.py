@@ -225,6 +225,8 @@ def read(path: Path, kind: type[Config] = PolicyConfig) -> Checkpoint:
 def _described(path: Path, kind: type[Config] = PolicyConfig) -> Checkpoint:
     """As `read`, whatever the weights are."""
     name = kind.method
+    if not path.name:  # "/", "."
+        raise UserError(f"{name}: checkpoint {path} is a folder; name a file in it")
     weights, description = path.with_suffix(".safetensors"), path.with_suffix(".json")
     for file in (weights, description):
         if not file.is_file():
