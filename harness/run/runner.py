@@ -20,13 +20,10 @@ from harness.run.lock import Place, only_run
 from harness.run.processes import ALONE, Processes
 from harness.run.session import Session
 from harness.store import records
+from harness.store.atomic import AT_THE_END
 from methods.errors import UserError
 
 LOG = logging.getLogger(__name__)
-#: what is written into --out itself
-_AT_THE_END = (
-    "leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png", "questions.parquet",
-)  # fmt: skip
 #: questions that cannot be asked which are told one by one
 NAMED = 50
 
@@ -94,7 +91,7 @@ def run(config: RunConfig, publish: Callable[[Session, RunOutcome], str]) -> int
 def _claim(out: Path, held: contextlib.ExitStack) -> None:
     check_writable(out)
     held.enter_context(only_run(out))
-    for name in _AT_THE_END:
+    for name in AT_THE_END:
         if (out / name).is_dir():
             raise UserError(f"{out / name} is a folder, where a file of this run belongs; move it away")
 

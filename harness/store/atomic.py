@@ -24,12 +24,17 @@ _ADVICE = {
     errno.EPERM: "make it writable",
     errno.ENOENT: "it was removed while the run wrote to it",
 }
+#: what a run writes into its --out itself
+AT_THE_END = (
+    "leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png", "questions.parquet",
+    "evidence.md", "prediction.md", "index.html",
+)  # fmt: skip
 #: names of what a killed run leaves below its --out (see `replace`), by the folder they are in
 _UNFINISHED = {
     "cells/*": r"\..+_[0-9a-f]{12}\.json\.[a-z0-9_]{8}\.tmp",
     "efficiency": r"\..+_[0-9a-f]{12}\.json\.[a-z0-9_]{8}\.tmp",
     "journal/*": r"\..+_[0-9a-f]{12}\.jsonl\.[a-z0-9_]{8}\.tmp",
-    ".": r"\.(leaderboard\.(md|csv)|accuracy_(budget|latency)\.png)\.[a-z0-9_]{8}\.tmp",
+    ".": rf"\.({'|'.join(map(re.escape, AT_THE_END))})\.[a-z0-9_]{{8}}\.tmp",
 }
 
 

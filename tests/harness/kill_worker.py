@@ -4,8 +4,8 @@
 
 ARGUMENTs are run_all's, with {} for the name of the run in --out. FOLDER/reference gets an uninterrupted
 run; FOLDER/1, 2, ... runs that were killed until they finished. FOLDER/kills.jsonl says how each was killed.
-FOLDER/others.json: what came of runs that were interrupted, met on one folder, and had more budgets.
-Everything heavy is imported once; each life of a run is a forked child, so that a kill -9 is one.
+FOLDER/others.json: what came of runs that were interrupted, met on one folder, or had more budgets.
+Everything heavy is imported and read once; each life of a run is a forked child, so that a kill -9 is one.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def before_a_rename(folder: Path, dice: random.Random, duration: float) -> None:
 
     def replace(source, target) -> None:
         nonlocal left
-        left -= 1
+        left -= str(target).endswith(".json")  # else it may be all journals and tables
         if left == 0:
             die(folder, "rename", str(target))
         real(source, target)
@@ -150,6 +150,7 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor  # noqa: F401
 
+    from harness.cli import app
     from harness.report import figures, leaderboard  # noqa: F401
     from harness.run import measure_costs, runner, score_cell  # noqa: F401
     from harness.tasks import lmms, pruned_model  # noqa: F401
@@ -161,9 +162,18 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     figures.draw = lambda *arguments: None  # a second a life, and not looked at
     torch.set_num_threads(1)  # a forked child has no other threads
     log = folder / "log.txt"
-    start = time.monotonic()
-    assert live(named(arguments, "reference"), log) == 0
-    duration = time.monotonic() - start
+    memory = {}
+    # before anything is warm here, which would count as the runs' own memory
+    for run, budgets in (("reference", ["16"]), ("budgets", ["8", "16", "32"])):
+        place = arguments.index("--budget") + 1
+        words = named([*arguments[:place], *budgets, *arguments[place + 1 :]], run)
+        code, memory[len(budgets)] = end_of(start(words, log))
+        assert code == 0, code
+    # the same once more finds all done, and leaves what children need read and imported
+    assert app.run_all(named(arguments, "reference")) == 0
+    begin = time.monotonic()
+    meeting = together(folder, arguments)
+    duration = time.monotonic() - begin
     dice = random.Random(seed)
     done, run = 0, 1
     while True:
@@ -179,28 +189,28 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
         if choice is None:
             break
         run += 1
-    (folder / "others.json").write_text(json.dumps(others(folder, dice, duration, arguments)))
+    stopped = interrupted(folder, dice, duration, arguments)
+    found = {"interrupted": stopped, "together": meeting, "memory": memory}
+    (folder / "others.json").write_text(json.dumps(found))
 
 
-def others(folder: Path, dice: random.Random, duration: float, arguments: list[str]) -> dict:
-    """Runs that are interrupted, meet on one folder, or have more budgets: exit codes, lines, KiB."""
-    interrupted = []
+def interrupted(folder: Path, dice: random.Random, duration: float, arguments: list[str]) -> list:
+    """Exit codes and lines of a run that Ctrl-C ends, more than once, and that is then let go on."""
+    found = []
     for number in range(2):
         log = folder / f"interrupted{number}.txt"
         code = live(named(arguments, "interrupted"), log, lambda: interrupt(folder, dice, duration))
-        interrupted.append([code, log.read_text()])
+        found.append([code, log.read_text()])
         dice.random()
     live(named(arguments, "interrupted"), folder / "log.txt")
+    return found
+
+
+def together(folder: Path, arguments: list[str]) -> list:
+    """Exit codes and lines of two runs that meet on one folder."""
     logs = [folder / f"together{number}.txt" for number in range(2)]
     children = [start(named(arguments, "together"), log) for log in logs]
-    together = [[end_of(child)[0], log.read_text()] for child, log in zip(children, logs)]
-    memory = {}
-    for budgets in (["16"], ["8", "16", "32"]):
-        place = arguments.index("--budget") + 1
-        words = named([*arguments[:place], *budgets, *arguments[place + 1 :]], f"budgets{len(budgets)}")
-        code, memory[len(budgets)] = end_of(start(words, folder / "log.txt"))
-        assert code == 0, code
-    return {"interrupted": interrupted, "together": together, "memory": memory}
+    return [[end_of(child)[0], log.read_text()] for child, log in zip(children, logs)]
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_unfinished_writes_are_removed_and_nothing_else(tmp_path):
         tmp_path / "cells" / "pope" / f".{cell}.a_cdefg1.tmp",
         tmp_path / "efficiency" / f".{cell}.abcdefgh.tmp",
         tmp_path / "journal" / "pope" / f".{cell}l.abcdefgh.tmp",
-        tmp_path / ".leaderboard.md.abcdefgh.tmp",
+        *(tmp_path / f".{name}.abcdefgh.tmp" for name in atomic.AT_THE_END),
     ]
     for path in (*kept, *cut):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, twenty times: the same leaderboard, no answer lost or counted twice. Ctrl-C, two
+"""kill -9 at random moments, 25 times: the same leaderboard, no answer lost or counted twice. Ctrl-C, two
 runs on one folder, and the memory of a run of several budgets, by the same worker."""
 
 import json
@@ -10,7 +10,7 @@ import pytest
 import short_run
 
 HERE = Path(__file__).parent
-KILLS = 20
+KILLS = 25
 
 pytestmark = [
     pytest.mark.slow,
