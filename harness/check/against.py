@@ -11,7 +11,8 @@ from backbones import shapes
 from harness.check.expected import done, units_of
 from harness.check.findings import Finding
 from harness.check.registry import label
-from harness.published import Registry, half_unit
+from harness.published import Registry
+from harness.published.arithmetic import half_unit
 from harness.published.schema import Accuracy, ScoreRow
 from harness.store.bundle import Address, Run
 from harness.tasks.bootstrap import resampled_sums

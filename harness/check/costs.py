@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 from backbones import shapes
 from harness.check.findings import Finding
+from harness.costs.conventions import named
 from harness.costs.shape_counter import TEXT_TOKENS, ShapeCounter
-from harness.published import Registry, half_unit
+from harness.published import Registry
+from harness.published.arithmetic import half_unit
+from harness.published.schema import Efficiency
 
 #: how far our count may be from a published one: the prompt's length is not told (one text token is 0.16 %),
 #: nor whether a method's ranking is counted as released or as needed (PDrop: 1.3 %)
@@ -42,17 +45,33 @@ def findings(registry: Registry) -> Iterator[Finding]:
                     "ok" if fits else "FAIL", where, f"TFLOPs of {row.reading}", f"{ours:.3f}",
                     f"{row.tflops}", "" if fits else "the reading does not give the figure", table.path,
                 )  # fmt: skip
+        yield from _beside(table, counter)
     for claims in registry.claims.values():
         for claim in claims.theoretical:
             counter = ShapeCounter(shapes.load(claim.backbone), TEXT_TOKENS)
-            budget = None if claim.plan == "vanilla" else counter.visual_tokens // 9
-            ours = counter.count(claim.plan, budget).visual_only / 1e12
-            fits = _near(ours, claim.tera_macs, THEORETICAL_TOLERANCE)
+            budget = None if claim.plan == "vanilla" else claim.tokens or counter.visual_tokens // 9
+            ours = named(claim.convention).tera(counter, claim.plan, budget)
+            fits = _near(ours, claim.tera, THEORETICAL_TOLERANCE)
             yield Finding(
                 "ok" if fits else "FAIL", f"{claims.name}: {claim.source}",
-                f"visual-only TMAC of {claim.plan}", f"{ours:.3f}", f"{claim.tera_macs}",
+                f"T of {claim.plan} by {claim.convention}", f"{ours:.3f}", f"{claim.tera}",
                 "" if fits else "does not follow", claims.path,
             )  # fmt: skip
+
+
+def _beside(table: Efficiency, counter: ShapeCounter) -> Iterator[Finding]:
+    """The rows of another work beside the table's, by the table's way of counting."""
+    if table.convention is None:
+        return
+    convention = named(table.convention)
+    for row in table.beside:
+        ours = convention.tera(counter, row.plan, row.tokens)
+        fits = abs(ours - row.tflops) <= half_unit(row.tflops)
+        yield Finding(
+            "ok" if fits else "FAIL", f"{table.name}, beside: {row.method}, {row.tokens} tokens",
+            f"T of {row.plan} by {convention.name}", f"{ours:.3f}", f"{row.tflops}",
+            "" if fits else "does not follow", table.path,
+        )  # fmt: skip
 
 
 def _near(ours: float, published: float, tolerance: float) -> bool:

@@ -8,10 +8,11 @@ known to its last digit; a printed number follows if some values that round to t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from harness.check.findings import Finding, Status
-from harness.published import Registry, half_unit, row_of
+from harness.published import Registry, row_of
+from harness.published.arithmetic import average, average_range, follows, half_unit
 from harness.published.schema import Ablation, Accuracy, AuthorClaim, Efficiency, ScoreRow
 
 
@@ -20,6 +21,7 @@ def findings(registry: Registry) -> list[Finding]:
     found: list[Finding] = []
     for table in registry.accuracy.values():
         found += _averages(table)
+        found += _other_prints(table)
         found += _rates(table)
     for table in registry.efficiency.values():
         found += _costs(table, registry.accuracy[table.accuracy_source])
@@ -32,44 +34,17 @@ def findings(registry: Registry) -> list[Finding]:
 
 
 def count(found: Sequence[Finding]) -> str:
-    """How many printed averages do not follow, and in which tables; empty if all do."""
+    """How many printed averages do not follow, in which tables, and how many of them do over columns that
+    another work prints; empty if all do."""
     tables = Counter(
         f.where.partition(":")[0] for f in found if f.what == "average %" and f.status in ("known", "FAIL")
     )
     parts = ", ".join(f"{name}: {n}" for name, n in tables.items())
-    return f"{tables.total()} printed averages do not follow from what is printed ({parts})" if tables else ""
-
-
-def average(
-    row: ScoreRow | Mapping[str, float], vanilla: Mapping[str, float], tasks: Sequence[str] = ()
-) -> float:
-    """Mean over the tasks of score / vanilla's, in %."""
-    scores = row.scores if isinstance(row, ScoreRow) else row
-    tasks = tasks or list(scores)
-    return 100 * sum(scores[t] / vanilla[t] for t in tasks) / len(tasks)
-
-
-def average_range(
-    scores: Mapping[str, float], vanilla: Mapping[str, float], tasks: Sequence[str] = ()
-) -> tuple[float, float]:
-    """Lowest and highest average (%) of scores that round to the printed ones."""
-    tasks = tasks or list(scores)
-    if scores == vanilla:  # a row against itself: numerator and denominator are one number
-        return 100.0, 100.0
-    bounds = []
-    for sign in (-1, 1):
-        pairs = [
-            (scores[t] + sign * half_unit(scores[t]), vanilla[t] - sign * half_unit(vanilla[t]))
-            for t in tasks
-        ]
-        bounds.append(100 * sum(a / b for a, b in pairs) / len(pairs))
-    return bounds[0], bounds[1]
-
-
-def follows(low: float, high: float, printed: float) -> bool:
-    """Whether some value between low and high rounds to `printed`."""
-    slack = half_unit(printed) + 1e-9
-    return low - slack <= printed <= high + slack
+    if not tables:
+        return ""
+    others = sum(f.what.startswith("average % over ") and f.status == "ok" for f in found)
+    text = f"{tables.total()} printed averages do not follow from what is printed ({parts})"
+    return text + (f"; {others} of them follow over another paper's columns" if others else "")
 
 
 def _judged(agrees: bool, expected: bool) -> tuple[Status, str]:
@@ -100,6 +75,39 @@ def _averages(table: Accuracy) -> Iterator[Finding]:
         yield Finding(
             status, label(table, row), "average %", f"{value:.1f}", f"{row.average}", why, table.path
         )
+        if row.average_over:
+            yield _over_other_columns(table, row)
+
+
+def _over_other_columns(table: Accuracy, row: ScoreRow) -> Finding:
+    """A printed average over the columns that the registry names, some of which only another work prints."""
+    scores, vanilla = row.all_scores, table.vanilla.all_scores
+    low, high = average_range(scores, vanilla, row.average_over)
+    status, why = _judged(follows(low, high, row.average), True)
+    value = average(scores, vanilla, row.average_over)
+    further = ", ".join(t for t in row.average_over if t in row.further)
+    why = why or f"over {further} too, from {row.further_source}"
+    return Finding(
+        status, label(table, row), f"average % over {len(row.average_over)} columns", f"{value:.1f}",
+        f"{row.average}", why, table.path,
+    )  # fmt: skip
+
+
+def _other_prints(table: Accuracy) -> Iterator[Finding]:
+    """Cells that other works print otherwise; what the row's average is with theirs."""
+    vanilla = table.vanilla.scores
+    for row in table.rows:
+        for other in row.elsewhere:
+            stands = row.average if other.column == "average" else row.scores[other.column]
+            note = f"printed so by {other.by}" + (f"; {other.note}" if other.note else "")
+            if other.column != "average":
+                theirs = average({**row.scores, other.column: other.value}, vanilla)
+                note += f"; the average would be {theirs:.2f} instead of {average(row, vanilla):.2f}"
+            status: Status = "known" if other.value != stands else "FAIL"
+            yield Finding(
+                status, label(table, row), f"{other.column} elsewhere", f"{other.value}", f"{stands}", note,
+                table.path,
+            )  # fmt: skip
 
 
 def _rates(table: Accuracy) -> Iterator[Finding]:
@@ -163,6 +171,9 @@ def _claim(claim: AuthorClaim, registry: Registry) -> Iterator[Finding]:
             if not same_row or claim.tokens is None or claim.setting:
                 continue
             where = f"{label(table, row)} / {claim.source}"
+            if claim.standing == "rerun":
+                yield Finding("skipped", where, "scores", note="measured again by others")
+                continue
             if claim.version != row.version:
                 yield Finding(
                     "skipped", where, "scores", f"{row.version}", f"{claim.version}", "other version"

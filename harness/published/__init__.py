@@ -38,11 +38,6 @@ class Registry:
         return next((tables[name].path for tables in kinds if name in tables), None)
 
 
-def half_unit(value: float) -> float:
-    """Half of the last printed digit: 63.0 -> 0.05, 1862 -> 0.5."""
-    return 0.5 * 10.0 ** -len(repr(value).partition(".")[2])
-
-
 def load(folder: Path = FOLDER) -> Registry:
     """Read and check every table below `folder`.
 

@@ -97,6 +97,26 @@ def _scores(scores: Mapping[str, object]) -> Mapping[str, float]:
 Scores = Annotated[dict[Text, Any], AfterValidator(_scores)]
 
 
+#: where a figure comes from: the method's own paper, a measurement by others, or another work
+Standing = Literal["own", "rerun", "copied"]
+
+
+class OtherPrint(_Entry):
+    """A cell, or the average, of a row as other works print it.
+
+    Attributes:
+        column: a task, or `average`.
+        value: as they print it.
+        by: which works, or how many.
+        note: what is known of the difference.
+    """
+
+    column: Text
+    value: Number
+    by: Text
+    note: Text = ""
+
+
 class ScoreRow(_Entry):
     """One row of a table of scores.
 
@@ -109,6 +129,13 @@ class ScoreRow(_Entry):
         version: of the method's code.
         adaptive: whether `tokens` is a mean over inputs.
         average_follows: whether `average` is expected to follow from the cells.
+        average_over: columns that `average` does follow over, where these are not the table's; cells that
+            only another work prints are in `further`.
+        further: cells of the row that another work prints and this table does not, by task.
+        further_source: that work.
+        standing: `own`, `rerun` or `copied`; None where nothing is known.
+        copied_from: the work, for a copied row.
+        elsewhere: cells that other works print otherwise.
         reproduces: False if the released code is known not to give these figures, so that a run is not held
             against them; `note` says why.
     """
@@ -121,8 +148,19 @@ class ScoreRow(_Entry):
     version: Text | None = None
     adaptive: bool = False
     average_follows: bool = True
+    average_over: Names | None = None
+    further: Scores = {}
+    further_source: Text = ""
+    standing: Standing | None = None
+    copied_from: Text = ""
+    elsewhere: Several[OtherPrint] = ()
     reproduces: bool = True
     note: Text = ""
+
+    @property
+    def all_scores(self) -> Mapping[str, float]:
+        """Of the table and of `further`."""
+        return {**self.scores, **self.further}
 
     @model_validator(mode="after")
     def _says_enough(self) -> ScoreRow:
@@ -130,6 +168,14 @@ class ScoreRow(_Entry):
             raise ValueError(".tokens or pruning_rate must say how much was pruned")
         if not self.reproduces and not self.note:
             raise ValueError(".note must say why the row does not reproduce")
+        if self.further and not self.further_source:
+            raise ValueError(".further_source must say which work prints the further cells")
+        if bool(self.copied_from) != (self.standing == "copied"):
+            raise ValueError(".copied_from must name the work, for standing copied and no other")
+        if missing := [t for t in self.average_over or () if t not in self.all_scores]:
+            raise ValueError(f".average_over names {missing[0]}, which is in neither scores nor further")
+        if odd := [o.column for o in self.elsewhere if o.column not in (*self.scores, "average")]:
+            raise ValueError(f".elsewhere names {odd[0]}, which is no column of the row")
         return self
 
 
@@ -199,6 +245,8 @@ class Accuracy(_Table):
             if key in seen:
                 raise ValueError(f"[{i}].method {row.method} stands twice in one block")
             seen.add(key)
+            if odd := [t for t in row.average_over or () if t not in rows[0].all_scores]:
+                raise ValueError(f"[{i}].average_over names {odd[0]}, which the first row lacks")
         return rows
 
     @property
@@ -232,10 +280,31 @@ class CostRow(_Entry):
     note: Text = ""
 
 
+class PrintedCost(_Entry):
+    """A row of costs that another work prints beside the table's.
+
+    Attributes:
+        tokens, tflops, latency_ms, plan: as in `CostRow`.
+        source: the work.
+    """
+
+    method: Text
+    tokens: Count
+    tflops: Positive
+    latency_ms: Positive
+    plan: Text
+    source: Text
+    note: Text = ""
+
+
 class Efficiency(_Table):
     """Prefill cost on one backbone and device.
 
     Attributes:
+        measures: what its milliseconds are of.
+        protocol: how they were measured, and where that stands.
+        convention: by which its FLOPs were counted, a name of `harness.costs.conventions`.
+        beside: rows of another work under the same protocol.
         accuracy_source: the table of scores that `CostRow.accuracy` repeats.
         rows: the first is the unpruned model.
     """
@@ -244,7 +313,11 @@ class Efficiency(_Table):
     backbone: Text
     device: Text
     accuracy_source: Text
+    measures: Text = ""
+    protocol: Text = ""
+    convention: Text | None = None
     rows: Several[CostRow]
+    beside: Several[PrintedCost] = ()
 
     @field_validator("rows")
     @classmethod
@@ -298,8 +371,9 @@ class AuthorClaim(_Entry):
 
     Attributes:
         scores: by task, in % or points as printed.
-        standing: `authors` printed by them, `quoted` from them by others, `rerun` measured by others with the
-            authors' code.
+        standing: `own` printed by the authors, `copied` from them by others, `rerun` measured by others with
+            the authors' code.
+        checked: by what the figures were confirmed, a second source or a recomputed average; "": by nothing.
         source: the work and the place in it.
         tokens: visual tokens kept; None where none is named.
         version: of the method's code.
@@ -310,8 +384,9 @@ class AuthorClaim(_Entry):
     method: Text
     backbone: Text
     scores: Scores
-    standing: Literal["authors", "quoted", "rerun"]
+    standing: Standing
     source: Text
+    checked: Text = ""
     tokens: Count | None = None
     version: Text | None = None
     setting: Text = ""
@@ -323,13 +398,17 @@ class TheoreticalCost(_Entry):
 
     Attributes:
         plan: the method's spec.
-        tera_macs: 1e12 MAC of the LLM's layers on visual tokens alone, without head.
+        tokens: visual tokens kept; None for a plan without a budget.
+        tera: 1e12 FLOPs or MAC, as the convention has it.
+        convention: by which it follows, a name of `harness.costs.conventions`.
     """
 
     plan: Text
     backbone: Text
-    tera_macs: Positive
+    tera: Positive
+    convention: Text
     source: Text
+    tokens: Count | None = None
 
 
 class Claims(_Table):

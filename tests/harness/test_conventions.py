@@ -6,6 +6,7 @@ from backbones import shapes
 from harness.cli import app
 from harness.costs.conventions import CONVENTIONS
 from harness.costs.shape_counter import TEXT_TOKENS, ShapeCounter
+from harness.report import convention_report
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,10 @@ def test_the_command(capsys):
     out = capsys.readouterr().out
     assert "causal attention counted half" in out and "found from the printed figures" in out
     rows = [line.replace(" ", "") for line in out.splitlines() if line.startswith("|")]
-    assert rows[-1] == "|holov|64|2.153|0.416|"
+    assert "|holov|64|2.153|0.416|" in rows
+    printed = [line.replace(" ", "") for line in out.splitlines() if "|2.15|" in line.replace(" ", "")]
+    assert printed == ["|holov,64|arXiv2605.28051|holov|2.15|2.153=|0.416|"]
+    assert [convention_report.reading(x, 2.98) for x in (2.984, 2.986, 2.991)] == ["rounded", "cut off", ""]
     assert app.main(["flops", "--convention", "nobody"]) == 2
     assert "known: ours, stepprune" in capsys.readouterr().err
     assert app.main(["flops", "--convention", "all", "--text-tokens", "5"]) == 2

@@ -10,6 +10,7 @@ import yaml
 from backbones import shapes
 from harness import published
 from harness.check import registry
+from harness.published import arithmetic
 from harness.tasks.suites import BENCHMARKS
 from methods.errors import UserError
 
@@ -52,9 +53,49 @@ def test_seven_printed_averages_do_not_follow_from_their_cells(tables):
                 off.add((table.name, row.method, row.tokens))
     assert len(off) == 7
     found = registry.findings(tables)
-    known = {f.where for f in found if f.status == "known" and f.where.startswith("table1")}
+    known = {f.where for f in found if f.what == "average %" and f.status == "known" and "table1" in f.where}
     assert known == {f"{name}: {method}, {tokens} tokens" for name, method, tokens in off}
     assert not [f for f in found if f.status == "FAIL"]
+
+
+def test_six_of_them_are_averages_over_another_papers_columns(tables):
+    """By hand for one row: FastV at 64 tokens over Table 1's cells, SEED and VizWiz."""
+    table = tables.accuracy["table1"]
+    (fastv,) = [r for r in table.rows if (r.method, r.tokens) == ("fastv", 64)]
+    ratios = [fastv.scores[t] / table.vanilla.scores[t] for t in table.tasks] + [51.9 / 60.5, 50.8 / 54.3]
+    assert round(100 * sum(ratios) / 10, 1) == fastv.average == 76.8
+    found = registry.findings(tables)
+    over = {(f.where, f.what, f.status) for f in found if "columns" in f.what}
+    names = {"fastv": (10, (128, 64)), "pdrop": (9, (192, 128, 64)), "sparsevlm": (10, (128,))}
+    assert over == {
+        (f"table1: {method}, {tokens} tokens", f"average % over {n} columns", "ok")
+        for method, (n, budgets) in names.items()
+        for tokens in budgets
+    }
+    assert registry.count(found).endswith("6 of them follow over another paper's columns")
+
+
+def test_a_slip_in_a_further_cell_fails(folder):
+    def slip(body):
+        (row,) = [r for r in body["rows"] if (r["method"], r["tokens"]) == ("fastv", 64)]
+        row["further"]["seed"] = 61.9  # 51.9
+
+    edit(folder, "table1", slip)
+    failed = [f for f in registry.findings(published.load(folder)) if f.status == "FAIL"]
+    assert [(f.where, f.what) for f in failed] == [("table1: fastv, 64 tokens", "average % over 10 columns")]
+
+
+def test_cells_that_others_print_otherwise_are_told_with_their_effect(tables):
+    found = [f for f in registry.findings(tables) if f.what.endswith(" elsewhere") and "table1" in f.where]
+    assert len(found) == 5
+    (zip_,) = [f for f in found if f.where == "table1: visionzip, 64 tokens"]
+    assert (zip_.found, zip_.expected) == ("55.4", "50.4") and "93.07 instead of 91.99" in zip_.note
+
+
+def test_every_row_of_the_papers_tables_says_where_it_comes_from(tables):
+    for table in tables.accuracy.values():
+        for row in table.rows[1:]:
+            assert row.standing == ("own" if row.method == "stepprune" else "copied"), row
 
 
 def test_both_values_are_printed(tables):
@@ -122,6 +163,11 @@ def test_other_slips_fail(folder, table, change, what):
         ("table3", lambda b: b["rows"][1].update(tokens=63), "table1.yaml has no row of fastv at 63"),
         ("table3", lambda b: b["rows"][1].update(tflops=float("nan")), "tflops must be a finite number"),
         ("table4", lambda b: b["from_table"].update(table="table9"), "table9 is no accuracy table"),
+        ("table1", lambda b: b["rows"][1].update(standing="own"), "rows[1].copied_from must name"),
+        ("table1", lambda b: b["rows"][3].pop("further_source"), "rows[3].further_source must say"),
+        ("table1", lambda b: b["rows"][3].update(average_over=["x"]), "rows[3].average_over names x"),
+        ("table1", lambda b: b["rows"][0].pop("further"), "rows[3].average_over names seed"),
+        ("table1", lambda b: b["rows"][1]["elsewhere"][0].update(column="x"), "rows[1].elsewhere names x"),
         ("claims", lambda b: b["rows"][0].update(standing="rumour"), "rows[0].standing must be one of"),
     ],
 )  # fmt: skip
@@ -146,7 +192,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize("value, half", [(63.0, 0.05), (1862, 0.5), (1782.6, 0.05), (8.89, 0.005)])
 def test_a_number_is_as_precise_as_it_is_written(value, half):
-    assert published.half_unit(value) == pytest.approx(half)
+    assert arithmetic.half_unit(value) == pytest.approx(half)
 
 
 def test_rounding_range_holds_every_value_that_rounds_to_the_cells(tables):
@@ -154,10 +200,10 @@ def test_rounding_range_holds_every_value_that_rounds_to_the_cells(tables):
     table, draw = tables.accuracy["table1"], random.Random(0)
 
     def blurred(scores):
-        return {t: v + draw.uniform(-1, 1) * published.half_unit(v) for t, v in scores.items()}
+        return {t: v + draw.uniform(-1, 1) * arithmetic.half_unit(v) for t, v in scores.items()}
 
     for row in table.rows[1:4]:
-        low, high = registry.average_range(row.scores, table.vanilla.scores)
-        values = [registry.average(blurred(row.scores), blurred(table.vanilla.scores)) for _ in range(2000)]
+        low, high = arithmetic.average_range(row.scores, table.vanilla.scores)
+        values = [arithmetic.average(blurred(row.scores), blurred(table.vanilla.scores)) for _ in range(2000)]
         assert low < min(values) and max(values) < high
         assert high - low < 3 * (max(values) - min(values))

@@ -116,8 +116,10 @@ def test_published_costs_are_as_the_registry_expects():
     assert by[t3("fastv", 64), "TFLOPs of fastv:k=2"][0] == "known"
     assert by[t3("fastv", 64), "TFLOPs of fastv:k=2,kept=57"] == ("ok", pytest.approx(2.388, abs=0.001))
     theoretical = {f.what: float(f.found) for f in found if f.where.startswith("claims")}
-    assert theoretical["visual-only TMAC of vanilla"] == pytest.approx(3.82, abs=0.005)
-    assert theoretical["visual-only TMAC of pdrop:schedule=stock"] == pytest.approx(1.78, abs=0.005)
+    assert theoretical["T of vanilla by pdrop"] == pytest.approx(3.82, abs=0.005)
+    assert theoretical["T of pdrop:schedule=stock by pdrop"] == pytest.approx(1.78, abs=0.005)
+    beside = {f.where: float(f.found) for f in found if f.where.startswith("table3, beside")}
+    assert beside["table3, beside: holov, 64 tokens"] == pytest.approx(2.153, abs=0.001)
 
 
 @pytest.mark.parametrize("name, tmac", [("llava-1.5-7b", 4.2385), ("qwen2.5-vl-7b", 4.2454)])
