@@ -1,1 +1,1 @@
-"""Visual-token pruning methods: one file a method, found by `methods.registry`."""
+"""Visual-token pruning methods: one file per method, found by `methods.registry`."""

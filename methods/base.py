@@ -188,7 +188,7 @@ class Pruner:
         return round(self.budget * visual_tokens) if isinstance(self.budget, float) else self.budget
 
     def validate(self, visual_tokens: int, layers: int) -> None:
-        """Raises UserError unless the settings suit a model of so many visual tokens an image and layers.
+        """Raises UserError unless the settings suit a model of so many visual tokens per image and layers.
 
         Where images differ this is asked once, for the largest there can be; `select` and `stages` then do
         what comes nearest for small ones.

@@ -55,7 +55,7 @@ class DivPrune(Pruner):
 def farthest(tokens: Tensor, n: int) -> Tensor:
     """n tokens of each image in order of selection, int64 [B, n] (Algorithm 1 of the paper).
 
-    tokens: [B, N, D]. A running minimum takes one row of the distances a step, and gives the same bits as a
+    tokens: [B, N, D]. A running minimum takes one row of the distances per step, and gives the same bits as a
     minimum over all chosen rows.
     """
     unit = F.normalize(tokens.float(), dim=-1)

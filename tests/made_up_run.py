@@ -14,7 +14,7 @@ LAYERS = 4
 
 
 def cell(task, spec, budget, hits, name="pocket-x", **data):
-    """A record of one document a cluster; hits: 0/1 a document."""
+    """A record of one document per cluster; hits: 0/1 per document."""
     pope = task == "pope"
     counts = [[h, 1 - h, 1 - h] if pope else [h, 1] for h in map(float, hits)]
     units = Units(tuple(map(str, range(len(hits)))), np.array(counts), ("0",) * len(hits))

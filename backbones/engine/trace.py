@@ -65,7 +65,7 @@ class Trace:
         self._columns = {}
 
     def layer(self, index: int, visual: list[int]) -> None:
-        """A layer was entered with so many visual tokens a sample."""
+        """A layer was entered with so many visual tokens per sample."""
         self._columns[index] = visual
 
 

@@ -128,7 +128,7 @@ def window_order(shapes: Tensor, vision) -> Tensor:
 
 
 def resized(patches: Tensor, grid: Grid, wanted: Grid, vision) -> Tensor:
-    """One image's pixels, a row a patch [4 N, p], as if of the image at another size (bicubic).
+    """One image's pixels, a row per patch [4 N, p], as if of the image at another size (bicubic).
 
     grid, wanted: rows and columns of visual tokens. vision: the tower's configuration.
     """

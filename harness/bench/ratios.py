@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from harness.bench.sweep import answered
 from harness.report import tables
 from harness.run.device import name_of
-from harness.run.sweep import Seat
+from harness.run.sweep import SweepEntry
 from harness.store import atomic, records
 from harness.store.journal import Journal
 from harness.tasks.pruned_model import PrunedModel
@@ -179,7 +179,7 @@ class _Answers:
         one after the other, one question at a time. one_image: the questions are known to be on one image."""
         group, size = self.groups[number % len(self.groups)], self.options.questions
         with tempfile.TemporaryDirectory() as scratch:
-            seats = []
+            entries = []
             for place, spec in enumerate(specs):
                 pruner = registry.build(spec, budget=None if spec == "vanilla" else BUDGET)
                 model = PrunedModel(
@@ -191,12 +191,12 @@ class _Answers:
                     max_new_tokens=self.options.max_new_tokens,
                     image_of=lambda task, i: task if one_image else f"{task} {i}",
                 )
-                seats.append(Seat(SimpleNamespace(name=spec), model))
-            answered(self.backbone, group, seats, together, size)
+                entries.append(SweepEntry(SimpleNamespace(name=spec), model))
+            answered(self.backbone, group, entries, together, size)
             return {
                 (spec, answer.row): answer.text
-                for spec, seat in zip(specs, seats)
-                for answer in seat.model.journal.answers.values()
+                for spec, entry in zip(specs, entries)
+                for answer in entry.model.journal.answers.values()
             }
 
 
@@ -350,7 +350,7 @@ def run(out: Path, options: Options) -> int:
     """Measure everything, write OUT/bench.json and OUT/bench.md and print the table. 0 if every row claims
     something (the machine was quiet) and answers are equal, else 1."""
     import backbones
-    from harness.tasks.quiet import prepare_environment
+    from harness.tasks.environment import prepare_environment
 
     prepare_environment(offline=True)
     out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from harness.run import preflight
 from harness.run.config import RunConfig
 from harness.run.runner import check_writable
 from harness.run.session import Session
-from harness.run.sweep import VISION_CACHE_BYTES, Seat, answer_all
+from harness.run.sweep import VISION_CACHE_BYTES, SweepEntry, answer_all
 from harness.store import records
 
 
@@ -58,22 +58,25 @@ def _answer(session: Session, out: Path, together: bool) -> tuple[float, dict]:
     for documents in session.documents:
         task = session.task(documents)
         cells = [c for c in session.cells if c.benchmark is documents.benchmark]
-        seats = session.seats(documents, cells, out)
+        entries = session.entries(documents, cells, out)
         start = time.perf_counter()
-        answered(session.backbone, task, seats, together, session.config.batch_size)
+        answered(session.backbone, task, entries, together, session.config.batch_size)
         seconds += time.perf_counter() - start
-        for seat in seats:
-            for answer in seat.model.journal.answers.values():
-                answers[seat.cell.benchmark.name, seat.cell.key, answer.row] = answer.text
+        for entry in entries:
+            for answer in entry.model.journal.answers.values():
+                answers[entry.cell.benchmark.name, entry.cell.key, answer.row] = answer.text
     return seconds, answers
 
 
-def answered(backbone, task, seats: Sequence[Seat], together: bool, batch_size: int) -> None:
-    """Answer every question of the task in every seat. together: batch by batch in all seats, with a vision
-    cache; else seat by seat at batch size 1, without. Raises RuntimeError if a seat fails."""
-    for group in [seats] if together else [[seat] for seat in seats]:
+def answered(backbone, task, entries: Sequence[SweepEntry], together: bool, batch_size: int) -> None:
+    """Answer every question of the task in every entry.
+
+    together: batch by batch in all entries, with a vision cache; else entry by entry at batch size 1,
+    without. Raises RuntimeError if an entry fails.
+    """
+    for group in [entries] if together else [[entry] for entry in entries]:
         size, cache = (batch_size, VISION_CACHE_BYTES) if together else (1, None)
         answer_all(backbone, task, group, size, time.perf_counter, cache_bytes=cache)
-    for seat in seats:
-        if seat.report.error:
-            raise RuntimeError(f"cell {seat.cell.name} failed:\n{seat.report.error}")
+    for entry in entries:
+        if entry.report.error:
+            raise RuntimeError(f"cell {entry.cell.name} failed:\n{entry.report.error}")

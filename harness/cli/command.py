@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from harness.cli import terminal
 from harness.cli.terminal import WIDTH
-from harness.tasks import quiet
+from harness.tasks import environment
 from methods.errors import UserError
 
 SETTINGS = {
@@ -129,7 +129,7 @@ def invoke(parser: TyperCommand, arguments: Sequence[str] | None, name: str) -> 
 
     A reader that closes the pipe early (`--list | head`) ends the command in silence.
     """
-    quiet.share_processor()
+    environment.share_processor()
     terminal.attach()
     try:
         code = parser.main(args=arguments, prog_name=name, standalone_mode=False)

@@ -70,7 +70,7 @@ def doctor(
         return int(any(f.level == MISSING for f in found))
     from harness.doctor.examination import Examination
     from harness.run import preflight
-    from harness.tasks.quiet import prepare_environment
+    from harness.tasks.environment import prepare_environment
 
     prepare_environment(offline=not (online or options.download))
     examination = Examination(online, not no_model, not no_estimate, price)

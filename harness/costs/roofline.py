@@ -30,7 +30,7 @@ WEIGHT_BYTES = 2
 
 @dataclass(frozen=True)
 class Device:
-    """name: for tables. match: part of the name that the driver reports. Rates in bytes and FLOPs a second,
+    """name: for tables. match: part of the name that the driver reports. Rates in bytes and FLOPs per second,
     launch in seconds."""
 
     name: str
@@ -105,7 +105,7 @@ class Roofline:
         except UserError:
             self._launches = None
 
-    @functools.cache  # noqa: B019  one a run
+    @functools.cache  # noqa: B019  one per run
     def count(self, spec: str, budget: Budget | None) -> PrefillMacs:
         """The method's plan and MAC, see `ShapeCounter.count`."""
         return self._flops.count(spec, budget)

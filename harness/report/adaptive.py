@@ -49,7 +49,7 @@ def run(folder: Path, method: str, data: Path | None, out: Path | None) -> int:
 
 
 def questions(run: Run, method: str, data: Path | None = None) -> pd.DataFrame:
-    """One row a question: budget, task, kept (K), score and vanilla (0..1), things (nan if unknown).
+    """One row per question: budget, task, kept (K), score and vanilla (0..1), things (nan if unknown).
 
     Raises UserError if the run has no such method, or was recorded before counts were kept for each question.
     """

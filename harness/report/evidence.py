@@ -17,7 +17,7 @@ RESAMPLES = 1000
 
 
 def questions(records: Sequence[Mapping]) -> pd.DataFrame:
-    """One row a question and cell of the cells that carry evidence. Columns: spec, budget, task, row, score
+    """One row per question and cell of the cells that carry evidence. Columns: spec, budget, task, row, score
     (in %, of its own answer), recall, recall_alone (in %), kind, chance (in %), regime."""
     frames = []
     for record in records:
@@ -35,8 +35,8 @@ def questions(records: Sequence[Mapping]) -> pd.DataFrame:
 
 
 def table(found: pd.DataFrame, budget: float) -> pd.DataFrame:
-    """One row a method at a budget (and vanilla): recall, then accuracy by regime and by kind, means over the
-    questions."""
+    """One row per method and budget (and vanilla): recall, then accuracy by regime and by kind, means over
+    the questions."""
     rows = {}
     for spec, own in found[found["budget"].isna() | (found["budget"] == budget)].groupby("spec", sort=False):
         rows[spec] = {"evidence recall": own["recall"].mean(), "not merged": own["recall_alone"].mean()}

@@ -112,7 +112,7 @@ def _times(rows: Sequence[Mapping]) -> list[dict]:
                 "wall ms": _number(_median(r, "wall")),
                 "LLM as graph ms": _number(r.get("graph_ms", {}).get("median")),
                 "total with graph (speed-up)": _with_speed_up(r, vanilla, _with_graph),
-                "decode ms a token": _number(_median(r, "decode")),
+                "decode ms per token": _number(_median(r, "decode")),
             }
         )
     return table

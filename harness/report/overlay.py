@@ -51,7 +51,7 @@ def run(
     question: str | None = None,
     device: str = "cpu",
 ) -> int:
-    """Draw one row an image (by default a sparse and a dense scene of Pocket-8), one column a method."""
+    """Draw one row per image (by default a sparse and a dense scene of Pocket-8), one column per method."""
     import backbones
     from backbones.hub.find import find
     from harness.run import preflight

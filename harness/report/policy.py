@@ -198,28 +198,28 @@ def _untrained(backbone, pruner):
 def _answered(session: Session, documents, ways: Mapping[str, object]) -> dict[str, pd.DataFrame]:
     """One task's questions in several ways, each as `_rows`. Raises what answering raised."""
     from harness.run.score_cell import evaluate
-    from harness.run.sweep import Seat, answer_all
+    from harness.run.sweep import SweepEntry, answer_all
     from harness.store.journal import Journal
 
     task, cell = session.task(documents), next(c for c in session.cells if c.benchmark is documents.benchmark)
     with tempfile.TemporaryDirectory() as folder:
-        seats = []
+        entries = []
         for number, pruner in enumerate(ways.values()):
             key = f"{cell.answers_key}-{number}"
             journal = Journal(Path(folder) / f"way_{key}.jsonl")
-            seats.append(Seat(cell, session.model(documents, pruner, journal, key)))
-        answer_all(session.backbone, task, seats, session.config.batch_size, time.perf_counter)
+            entries.append(SweepEntry(cell, session.model(documents, pruner, journal, key)))
+        answer_all(session.backbone, task, entries, session.config.batch_size, time.perf_counter)
         found = {}
-        for way, seat in zip(ways, seats):
-            if seat.report.error:
-                raise RuntimeError(f"{way}: {seat.report.error}")
-            score, _ = evaluate(task, seat.model, documents)
-            found[way] = _rows(documents, task, seat.model, score.documents)
+        for way, entry in zip(ways, entries):
+            if entry.report.error:
+                raise RuntimeError(f"{way}: {entry.report.error}")
+            score, _ = evaluate(task, entry.model, documents)
+            found[way] = _rows(documents, task, entry.model, score.documents)
     return found
 
 
 def _rows(documents, task, model, scores: Sequence[float]) -> pd.DataFrame:
-    """One row a question: task, row, text, image, right (0 to 1), kept (frozenset of the tokens left),
+    """One row per question: task, row, text, image, right (0 to 1), kept (frozenset of the tokens left),
     tokens (of the image), recall, things, evidence (its size in tokens), regime, background; None or nan
     for what the data does not tell."""
     from harness.tasks import evidence

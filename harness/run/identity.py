@@ -23,7 +23,7 @@ Code = Mapping[str, str]
 _IN_THE_KEY = (
     "backbones.digests", "backbones.families.tiny", "backbones.hub.find", "backbones.hub.known",
     "backbones.hub.options",
-    "harness.tasks.quiet", "harness.tasks.schemas", "harness.tasks.slices", "harness.tasks.sources",
+    "harness.tasks.environment", "harness.tasks.schemas", "harness.tasks.sampling", "harness.tasks.sources",
     "harness.tasks.suites", "harness.tasks.synthetic_mirror",
 )  # fmt: skip
 #: a change of these is a change of prompts, which journals are keyed by, or of scores

@@ -13,7 +13,7 @@ from harness.run.session import Session
 from harness.store import journal
 
 if TYPE_CHECKING:
-    from harness.run.sweep import Seat
+    from harness.run.sweep import SweepEntry
 
 
 class LocalEngine:
@@ -36,23 +36,23 @@ class LocalEngine:
                 cells = [c for c in todo if c.benchmark is documents.benchmark]
                 if not cells:
                     continue
-                seats, refused = self._answered(documents, cells, hidden)
+                entries, refused = self._answered(documents, cells, hidden)
                 if refused:
                     self.session.leave_out(documents, refused)
                     continue
                 if not self.team.first:
                     continue
-                for seat in seats:
+                for entry in entries:
                     yield score_cell.close(
-                        self.session, seat, self.session.task(documents), documents, self.team.size
+                        self.session, entry, self.session.task(documents), documents, self.team.size
                     )
                     overall.update()
 
     def _answered(
         self, documents, cells: Sequence[Cell], hidden: bool | None
-    ) -> tuple[list[Seat], dict[int, str]]:
-        """The cells' seats with all answers in their journals (in the first process), or with an error; and,
-        by row, why questions cannot be asked."""
+    ) -> tuple[list[SweepEntry], dict[int, str]]:
+        """The cells' entries with all answers in their journals (in the first process), or with an error;
+        and, by row, why questions cannot be asked."""
         from tqdm import tqdm
 
         from harness.run.sweep import answer_all
@@ -60,22 +60,22 @@ class LocalEngine:
         session, team = self.session, self.team
         task = session.task(documents)
         rank = team.rank if team.size > 1 else None
-        seats = session.seats(documents, cells, session.config.out, rank)
-        questions = list(map(seats[0].model.question, task.instances))
-        pending = sum(len(s.model.missing(questions)) for s in seats)
+        entries = session.entries(documents, cells, session.config.out, rank)
+        questions = list(map(entries[0].model.question, task.instances))
+        pending = sum(len(s.model.missing(questions)) for s in entries)
         title = documents.benchmark.title
         refused: dict[int, str] = {}
         with tqdm(total=pending, desc=title, unit="answer", position=1, leave=False, disable=hidden) as inner:
 
-            def progress(seat: Seat, answers: int) -> None:
-                method = seat.cell.method
+            def progress(entry: SweepEntry, answers: int) -> None:
+                method = entry.cell.method
                 inner.set_postfix_str(f"{method.spec} {method.budget or ''}", refresh=False)
                 inner.update(answers)
 
             answer_all(
                 session.backbone,
                 task,
-                seats,
+                entries,
                 session.config.batch_size,
                 time.perf_counter,
                 progress,
@@ -83,8 +83,8 @@ class LocalEngine:
                 refused=refused,
             )
         if team.size > 1:
-            _bring_together(seats, team, session.config)
-        return seats, dict(pair for own in team.gather(list(refused.items())) for pair in own)
+            _bring_together(entries, team, session.config)
+        return entries, dict(pair for own in team.gather(list(refused.items())) for pair in own)
 
     def measure(self, methods: Sequence[Method]) -> list[dict]:
         """FLOPs and latency of the methods, vanilla first (see `measure_costs.measure`)."""
@@ -100,18 +100,18 @@ class LocalEngine:
             return measure_costs.measure(session.config, session.backbone, methods, probes, bar.update)
 
 
-def _bring_together(seats: Sequence[Seat], team: Processes, config: RunConfig) -> None:
-    """Everybody's answers and reports into the first process's journals and seats."""
-    everybody = team.gather([asdict(seat.report) for seat in seats])
+def _bring_together(entries: Sequence[SweepEntry], team: Processes, config: RunConfig) -> None:
+    """Everybody's answers and reports into the first process's journals and entries."""
+    everybody = team.gather([asdict(entry.report) for entry in entries])
     if not team.first:
         return
     from harness.run.sweep import Report
 
-    for place, seat in enumerate(seats):
+    for place, entry in enumerate(entries):
         for reports in everybody[1:]:
-            seat.report.add(Report(**reports[place]))
-        path = seat.cell.journal_path(config.out)
+            entry.report.add(Report(**reports[place]))
+        path = entry.cell.journal_path(config.out)
         problems = list(journal.mend(path))
         if problems:
             raise OSError(" ".join(problems))
-        seat.model.journal = journal.Journal(path)
+        entry.model.journal = journal.Journal(path)

@@ -49,7 +49,7 @@ def measure(
     probes: Sequence[Probe],
     progress: Callable[[], None],
 ) -> list[dict]:
-    """Each method's own MAC, then the latency of all methods in turn; one dict a method, in order.
+    """Each method's own MAC, then the latency of all methods in turn; one dict per method, in order.
 
     methods[0] must be vanilla: each result carries vanilla's total of the same session, which speed-ups refer
     to. A method that cannot do a prefill gets {"error": traceback} and is left out of the timing.

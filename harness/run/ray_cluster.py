@@ -1,4 +1,4 @@
-"""Compute cells on a Ray cluster (optional extra `[cluster]`): one cell a worker, one worker a GPU.
+"""Compute cells on a Ray cluster (optional extra `[cluster]`): one cell per worker, one worker per GPU.
 
 The machine that the command runs on keeps the only journals, scores, and writes every file; workers send
 each batch's answers as soon as they have them. So nothing but the batch in flight is lost with a worker:
@@ -62,7 +62,7 @@ class RayEngine:
             raise
 
     def compute(self, todo: Sequence[Cell]) -> Iterator[dict]:
-        """Answer the cells, one a worker at a time, and score them here; yields each record once it is on
+        """Answer the cells, one per worker at a time, and score them here; yields each record once it is on
         disk."""
         if not todo:
             return
@@ -75,20 +75,20 @@ class RayEngine:
         done: queue.SimpleQueue = queue.SimpleQueue()
         for documents in session.documents:
             cells = [c for c in todo if c.benchmark is documents.benchmark]
-            for seat in session.seats(documents, cells, session.config.out):
-                jobs.put((seat, documents))
+            for entry in session.entries(documents, cells, session.config.out):
+                jobs.put((entry, documents))
         for number in range(min(self.workers, len(todo))):
             threading.Thread(target=self._serve, args=(number, jobs, done), daemon=True).start()
         refused: dict[str, dict[int, str]] = {}
         with tqdm(total=len(todo), desc="cells", unit="cell", disable=None) as bar:
             for _ in todo:
-                seat, documents, found, problem = done.get()
+                entry, documents, found, problem = done.get()
                 if problem is not None:
                     raise problem
                 if found:
                     refused.setdefault(documents.benchmark.name, {}).update(found)
                 else:
-                    yield score_cell.close(session, seat, session.task(documents), documents)
+                    yield score_cell.close(session, entry, session.task(documents), documents)
                 bar.update()
         for documents in session.documents:
             session.leave_out(documents, refused.get(documents.benchmark.name, {}))
@@ -138,24 +138,24 @@ class RayEngine:
         """Have the number-th worker do one job after the other."""
         while True:
             try:
-                seat, documents = jobs.get_nowait()
+                entry, documents = jobs.get_nowait()
             except queue.Empty:
                 return
             try:
-                done.put((seat, documents, self._answer(number, seat), None))
+                done.put((entry, documents, self._answer(number, entry), None))
             except BaseException as error:
-                done.put((seat, documents, {}, error))
+                done.put((entry, documents, {}, error))
                 return
 
-    def _answer(self, number: int, seat) -> dict[int, str]:
-        """Journal all answers to the seat's cell, or set its error; by row, why questions cannot be asked.
+    def _answer(self, number: int, entry) -> dict[int, str]:
+        """Journal all answers to the entry's cell, or set its error; by row, why questions cannot be asked.
         Raises UserError as the worker does."""
-        journal, report, errors = seat.model.journal, seat.report, self._ray.exceptions
+        journal, report, errors = entry.model.journal, entry.report, self._ray.exceptions
         for attempt in range(1, TRIES + 1):
             try:
                 call = self._worker(number).answer.options(num_returns="streaming")
                 known = list(journal.answers.values())
-                for reference in call.remote(seat.cell.key, known, self.session.refused):
+                for reference in call.remote(entry.cell.key, known, self.session.refused):
                     answers, own, refused = self._ray.get(reference)
                     journal.append(answers)
                     report.computed += len(answers)
@@ -168,7 +168,7 @@ class RayEngine:
                 return {}
             except errors.RayError as error:
                 self._dismiss(number)
-                what = f"{seat.cell.name} (try {attempt} of {TRIES}): {type(error).__name__}"
+                what = f"{entry.cell.name} (try {attempt} of {TRIES}): {type(error).__name__}"
                 LOG.warning(f"lost a worker in {what}")
                 lost = error
         report.error = f"{TRIES} Ray workers were lost over this cell, one after the other ({lost})"
@@ -211,13 +211,13 @@ class _Worker:
             )
         documents = next(d for d in session.documents if d.benchmark.name == cell.benchmark.name)
         with tempfile.TemporaryDirectory() as scratch:
-            (seat,) = session.seats(documents, [cell], Path(scratch))
-            seat.model.journal.append(known)
+            (entry,) = session.entries(documents, [cell], Path(scratch))
+            entry.model.journal.append(known)
             task, size = session.task(documents), session.config.batch_size
             clock = time.perf_counter
-            for _, _, answers in answered(session.backbone, task, [seat], size, clock, refused=refused):
-                yield answers, seat.report, refused
-            yield [], seat.report, refused
+            for _, _, answers in answered(session.backbone, task, [entry], size, clock, refused=refused):
+                yield answers, entry.report, refused
+            yield [], entry.report, refused
 
 
 def _connect(address: str | None, workers: int | None):

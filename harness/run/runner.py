@@ -227,7 +227,8 @@ def _check_equal(mine: int, wanted: int) -> None:
 
 
 def _efficiency(engine: CellEngine, found: reuse.Finished, place: Place) -> list[dict]:
-    """One record a method: read if there, else measured together with vanilla in one interleaved session."""
+    """One record per method: read if there, else measured together with vanilla in one interleaved
+    session."""
     from harness.run import measure_costs
 
     session = engine.session

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.run.session import Session
-from harness.run.sweep import Seat
+from harness.run.sweep import SweepEntry
 from harness.store import records
 from harness.store.journal import Answer
-from harness.tasks import comparable, evidence
+from harness.tasks import comparability, evidence
 from harness.tasks.bootstrap import interval
+from harness.tasks.environment import silenced
 from harness.tasks.lmms import Documents
-from harness.tasks.quiet import silenced
 from harness.tasks.scoring import Score
 from methods.errors import UserError
 
@@ -73,9 +73,9 @@ def token_statistics(answers: Sequence[Answer]) -> dict:
     }
 
 
-def failure_record(session: Session, seat: Seat) -> dict:
+def failure_record(session: Session, entry: SweepEntry) -> dict:
     """The record of a cell that raised: its error in place of its metrics. It is run again next time."""
-    cell = seat.cell
+    cell = entry.cell
     return {
         **session.header(),
         "kind": "cell",
@@ -83,38 +83,38 @@ def failure_record(session: Session, seat: Seat) -> dict:
         "key": cell.key,
         "task": cell.benchmark.name,
         "method": _method(cell),
-        "error": seat.report.error,
+        "error": entry.report.error,
         "identity": dict(cell.identity),
     }
 
 
-def close(session: Session, seat: Seat, task, documents: Documents, processes: int = 1) -> dict:
+def close(session: Session, entry: SweepEntry, task, documents: Documents, processes: int = 1) -> dict:
     """Score one answered cell and write its record; a failure in the scoring is the cell's failure.
 
     processes: how many answered it.
     """
-    if seat.report.error is None:
+    if entry.report.error is None:
         try:
-            record = records.sealed(cell_record(session, seat, task, documents, processes))
+            record = records.sealed(cell_record(session, entry, task, documents, processes))
         except UserError:
             raise
         except Exception:
-            seat.report.error = traceback.format_exc(limit=-4)
-    if seat.report.error is not None:
-        record = records.sealed(failure_record(session, seat))
-    records.write(seat.cell.record_path(session.config.out), record)
+            entry.report.error = traceback.format_exc(limit=-4)
+    if entry.report.error is not None:
+        record = records.sealed(failure_record(session, entry))
+    records.write(entry.cell.record_path(session.config.out), record)
     return record
 
 
-def cell_record(session: Session, seat: Seat, task, documents: Documents, processes: int = 1) -> dict:
+def cell_record(session: Session, entry: SweepEntry, task, documents: Documents, processes: int = 1) -> dict:
     """Score the cell (all of its answers are in the journal) and describe it completely."""
-    report = seat.report
-    config, cell, model = session.config, seat.cell, seat.model
+    report = entry.report
+    config, cell, model = session.config, entry.cell, entry.model
     result, official = evaluate(task, model, documents)
     low, high = interval(result.units, cell.benchmark.scoring.statistic, LEVEL, RESAMPLES, config.seed)
     found = [model.journal.answers[q.row, q.prompt] for q in map(model.question, task.instances)]
     benchmark, generation = cell.benchmark, dict(model.question(task.instances[0]).generation)
-    apart = comparable.reasons(
+    apart = comparability.reasons(
         benchmark, config.suite, session.described, len(documents), documents.total, config.blind
     )
     return {

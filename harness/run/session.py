@@ -18,7 +18,7 @@ from harness.run.config import Cell, Method, RunConfig, build_pruner, make_cell,
 from harness.run.device import name_of
 from harness.store import records
 from harness.store.journal import Journal
-from harness.tasks.slices import sample
+from harness.tasks.sampling import sample
 from methods.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Session:
     """
 
     def __init__(self, config: RunConfig):
-        from harness.tasks.quiet import prepare_environment
+        from harness.tasks.environment import prepare_environment
 
         prepare_environment(offline=not config.load.download)
         from transformers.utils import logging
@@ -219,9 +219,9 @@ class Session:
         ]
 
     def task(self, documents):
-        """The benchmark's lmms-eval task with its requests built; one a benchmark, shared by all cells."""
+        """The benchmark's lmms-eval task with its requests built; one per benchmark, shared by all cells."""
         from harness.tasks import lmms
-        from harness.tasks.quiet import silenced
+        from harness.tasks.environment import silenced
 
         self._without_refused  # noqa: B018
         name = documents.benchmark.name
@@ -257,20 +257,20 @@ class Session:
         model.task_dict[task.config.task] = task.dataset
         return model
 
-    def seats(self, documents, cells: Sequence[Cell], out: Path, rank: int | None = None) -> list:
+    def entries(self, documents, cells: Sequence[Cell], out: Path, rank: int | None = None) -> list:
         """The cells' places in a sweep over `documents`, with their journals below `out`.
 
         rank: of the process, where several answer the cells together.
         """
-        from harness.run.sweep import Seat
+        from harness.run.sweep import SweepEntry
 
-        seats = []
+        entries = []
         for cell in cells:
             journal = Journal(cell.journal_path(out), rank)
-            seats.append(
-                Seat(cell, self.model(documents, build_pruner(cell.method), journal, cell.answers_key))
+            entries.append(
+                SweepEntry(cell, self.model(documents, build_pruner(cell.method), journal, cell.answers_key))
             )
-        return seats
+        return entries
 
     def probes(self) -> list:
         """Every question of the run, as candidates for the efficiency measurements."""

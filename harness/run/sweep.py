@@ -2,7 +2,7 @@
 
 Order of computation: batches of questions grouped by image; for each batch the images are decoded and
 preprocessed once, and each cell's pruner answers it in turn inside of the backbone's vision cache, so the
-vision tower runs once an image for all methods that read the same tower output.
+vision tower runs once per image for all methods that read the same tower output.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Report:
 
 
 @dataclass
-class Seat:
+class SweepEntry:
     """A cell in the sweep, its adapter, and how it went."""
 
     cell: Cell
@@ -62,48 +62,50 @@ class Seat:
 def answer_all(
     backbone,
     task,
-    seats: Sequence[Seat],
+    entries: Sequence[SweepEntry],
     batch_size: int,
     clock: Callable[[], float],
-    progress: Callable[[Seat, int], None] = lambda seat, answers: None,
+    progress: Callable[[SweepEntry, int], None] = lambda entry, answers: None,
     cache_bytes: int | None = VISION_CACHE_BYTES,
     part: tuple[int, int] = (0, 1),
     refused: dict[int, str] | None = None,
 ) -> None:
-    """Fill the seats' journals with every missing answer of this part; `progress` hears how many were tried.
+    """Fill the entries' journals with every missing answer of this part; `progress` hears how many were
+    tried.
 
     Otherwise as `answered`.
     """
-    for seat, tried, _ in answered(backbone, task, seats, batch_size, clock, cache_bytes, part, refused):
-        progress(seat, tried)
+    for entry, tried, _ in answered(backbone, task, entries, batch_size, clock, cache_bytes, part, refused):
+        progress(entry, tried)
 
 
 def answered(
     backbone,
     task,
-    seats: Sequence[Seat],
+    entries: Sequence[SweepEntry],
     batch_size: int,
     clock: Callable[[], float],
     cache_bytes: int | None = VISION_CACHE_BYTES,
     part: tuple[int, int] = (0, 1),
     refused: dict[int, str] | None = None,
-) -> Iterator[tuple[Seat, int, list[Answer]]]:
-    """Compute the seats' missing answers batch by batch and journal them; yields each seat that had its turn,
-    how many questions it was asked, and its answers (fewer if it failed).
+) -> Iterator[tuple[SweepEntry, int, list[Answer]]]:
+    """Compute the entries' missing answers batch by batch and journal them; yields each entry that had its
+    turn, how many questions it was asked, and its answers (fewer if it failed).
 
     task: a lmms-eval task whose requests are built. cache_bytes None: no vision cache. part: (i, n), for
     every n-th batch beginning with the i-th; n processes that start from equal journals share the work so.
     refused: takes, by row, why a question cannot be made into model inputs, while the others are answered;
     None: that is an exception like any other.
 
-    Out of memory: the seat's batches are halved, down to one question. A cell is abandoned on its first other
-    exception (its `error` holds the traceback); the others go on. UserError and interrupts pass through.
+    Out of memory: the entry's batches are halved, down to one question. A cell is abandoned on its first
+    other exception (its `error` holds the traceback); the others go on. UserError and interrupts pass
+    through.
     """
     requests = list(task.instances)
-    for seat in seats:
-        seat.model.task_dict[task.config.task] = task.dataset
-    questions = [seats[0].model.question(r) for r in requests]
-    missing = [set(seat.model.missing(questions)) for seat in seats]
+    for entry in entries:
+        entry.model.task_dict[task.config.task] = task.dataset
+    questions = [entries[0].model.question(r) for r in requests]
+    missing = [set(entry.model.missing(questions)) for entry in entries]
     wanted = sorted(set().union(*missing))
     first, step = part
     cache = backbone.vision_cache(cache_bytes) if cache_bytes is not None else contextlib.nullcontext()
@@ -111,20 +113,20 @@ def answered(
         for batch in batches([questions[i] for i in wanted], batch_size)[first::step]:
             places = [wanted[i] for i in batch]
             prepared = _Prepared(requests, questions, places, refused)
-            for seat, lacking in zip(seats, missing):
+            for entry, lacking in zip(entries, missing):
                 todo = [p for p in prepared.places if p in lacking]
-                if seat.report.error or not todo:
+                if entry.report.error or not todo:
                     continue
                 start = clock()
-                answers = _answer(seat, todo, prepared)
-                seat.report.seconds += clock() - start
-                seat.report.computed += len(answers)
-                yield seat, len(todo), answers
+                answers = _answer(entry, todo, prepared)
+                entry.report.seconds += clock() - start
+                entry.report.computed += len(answers)
+                yield entry, len(todo), answers
 
 
 class _Prepared:
     """Model inputs of a batch's places, whole and taken apart by image, made when first asked for and shared
-    by the seats. places: without those of which it turned out that inputs cannot be made. refused: see
+    by the entries. places: without those of which it turned out that inputs cannot be made. refused: see
     `answered`."""
 
     def __init__(
@@ -181,13 +183,13 @@ class _Prepared:
         return model.answer(questions, inputs, apart)
 
 
-def _answer(seat: Seat, todo: list[int], prepared: _Prepared) -> list[Answer]:
-    """Answer `todo` in as large pieces as memory holds; sets the seat's error if one alone does not fit."""
+def _answer(entry: SweepEntry, todo: list[int], prepared: _Prepared) -> list[Answer]:
+    """Answer `todo` in as large pieces as memory holds; sets the entry's error if one alone does not fit."""
     answers: list[Answer] = []
     while len(answers) < len(todo):
-        piece = todo[len(answers) :][: seat.report.reduced]
+        piece = todo[len(answers) :][: entry.report.reduced]
         try:
-            answers += prepared.answer(seat.model, piece)
+            answers += prepared.answer(entry.model, piece)
         except _Refused as error:
             todo = [p for p in todo if p not in error.places]
             continue
@@ -195,9 +197,9 @@ def _answer(seat: Seat, todo: list[int], prepared: _Prepared) -> list[Answer]:
             if isinstance(error, UserError) and not isinstance(error, BadSelection):
                 raise
             if len(piece) == 1 or not out_of_memory.is_out_of_memory(error):
-                seat.report.error = traceback.format_exc(limit=-4)
+                entry.report.error = traceback.format_exc(limit=-4)
                 return answers
-            seat.report.reduced = len(piece) // 2
+            entry.report.reduced = len(piece) // 2
         else:
             continue
         out_of_memory.release()

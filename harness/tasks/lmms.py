@@ -19,10 +19,10 @@ from pathlib import Path
 
 from backbones import images
 from harness.tasks.benchmark import IMAGE, Benchmark
+from harness.tasks.environment import import_lmms_eval, silenced
 from harness.tasks.evidence import hints_of
-from harness.tasks.quiet import import_lmms_eval, silenced
+from harness.tasks.sampling import take
 from harness.tasks.schemas import column_problems, row_problem
-from harness.tasks.slices import take
 from harness.tasks.sources import BenchmarkFiles
 from methods.errors import UserError
 from methods.views import Hint

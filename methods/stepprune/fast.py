@@ -1,8 +1,8 @@
 """The selection loop made fast: on the CPU by fewer operator calls (`FoldedLoop`), on a GPU as CUDA graphs
 (`ChunkedLoop`): no kernel launch from the host, chunk after chunk of steps.
 
-An eager loop launches tens of kernels a step, 20 to 60 ms for 64 steps, which is more than pruning saves. All
-shapes of `Policy.step` are static, so that a chunk of steps can be recorded once for a batch's shape and
+An eager loop launches tens of kernels per step, 20 to 60 ms for 64 steps, which is more than pruning saves.
+All shapes of `Policy.step` are static, so that a chunk of steps can be recorded once for a batch's shape and
 replayed. Between chunks, not inside, the host may look whether all samples have stopped.
 """
 

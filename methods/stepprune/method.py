@@ -23,7 +23,7 @@ from methods.stepprune.policy import Choices, Memory, Policy, PolicyConfig, step
 @register
 @dataclass
 class StepPrune(Pruner):
-    """StepPrune: a trained pointer decoder takes one visual token a step, given the prompt, until it stops.
+    """StepPrune: a trained pointer decoder takes one visual token per step, given the prompt, until it stops.
 
     budget: the *mean* number of tokens wanted; the number for each question is the policy's own. The shipped
     checkpoint trained nearest to it is used, with a scalar on the stop logit calibrated on held-out data

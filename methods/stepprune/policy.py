@@ -30,7 +30,7 @@ class PolicyConfig:
     text_width: int
     encoder_layers: int = 2
     causal_encoder: bool = False
-    #: open. One layer conditions on the chosen set; each further one costs 16 d^2 weights a step.
+    #: open. One layer conditions on the chosen set; each further one costs 16 d^2 weights per step.
     decoder_layers: int = 1
     #: open. None: heads of about 64 channels, as in CLIP.
     heads: int | None = None
@@ -305,9 +305,9 @@ class Policy(nn.Module):
     def logits(self, x: Tensor, memory: Memory, past=None, at: int = 0) -> Tensor:
         """Pointer logits of Eq. 5 before mask and temperature, float32 [B, S, N + 1].
 
-        x: inputs q_1..q_S [B, S, d], or with `past` (one pair of buffers a layer) those from number `at` on,
-        [B, n, d]. A fixed code of the step's number is added to each (open; ours): without it self-attention
-        over a set could hardly tell how many were chosen.
+        x: inputs q_1..q_S [B, S, d], or with `past` (one pair of buffers per layer) those from number `at`
+        on, [B, n, d]. A fixed code of the step's number is added to each (open; ours): without it
+        self-attention over a set could hardly tell how many were chosen.
         """
         x = x + self.step_codes[at : at + x.shape[1]].to(x.dtype)
         for i, layer in enumerate(self.decoder):

@@ -31,7 +31,7 @@ def model(backbone):
 
 
 def make_inputs(model, lengths, seed=0):
-    """A left-padded batch, one image a sample; lengths: (text tokens before, after) of each."""
+    """A left-padded batch, one image per sample; lengths: (text tokens before, after) of each."""
     generator = torch.Generator().manual_seed(seed)
     places, image, size = (
         model.config.image_seq_length,

@@ -154,12 +154,12 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
     from harness.report import figures, leaderboard  # noqa: F401
     from harness.run import measure_costs, runner, score_cell  # noqa: F401
     from harness.tasks import lmms, pruned_model  # noqa: F401
-    from harness.tasks.quiet import import_lmms_eval
+    from harness.tasks.environment import import_lmms_eval
 
     import_lmms_eval()
     import lmms_eval.evaluator  # noqa: F401
 
-    figures.draw = lambda *arguments: None  # a second a life, and not looked at
+    figures.draw = lambda *arguments: None  # a second per life, and not looked at
     torch.set_num_threads(1)  # a forked child has no other threads
     log = folder / "log.txt"
     memory = {}

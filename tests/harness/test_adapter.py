@@ -8,9 +8,9 @@ from PIL import Image
 
 from harness.store.journal import Journal
 from harness.tasks.answering import Question, batches, capped, generate_arguments
+from harness.tasks.environment import silenced
 from harness.tasks.lmms import Documents, build
 from harness.tasks.pruned_model import PrunedModel
-from harness.tasks.quiet import silenced
 from harness.tasks.sources import flat
 from harness.tasks.suites import BENCHMARKS
 from methods.base import Pruner

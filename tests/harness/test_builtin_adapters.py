@@ -8,9 +8,9 @@ import pytest
 from backbones.hub.load import load
 from backbones.hub.options import LoadOptions
 from harness.store.journal import Journal
+from harness.tasks.environment import import_lmms_eval, silenced
 from harness.tasks.lmms import Documents, build
 from harness.tasks.pruned_model import PrunedModel
-from harness.tasks.quiet import import_lmms_eval, silenced
 from harness.tasks.sources import hub
 from harness.tasks.suites import BENCHMARKS
 

@@ -13,7 +13,7 @@ from backbones import families
 from backbones.families.llava import SYSTEM_SENTENCE
 from harness.cli import app
 from harness.store import records
-from harness.tasks import comparable
+from harness.tasks import comparability
 from harness.tasks.suites import (
     BENCHMARKS,
     EIGHT,
@@ -114,8 +114,8 @@ def test_damaged_data_are_refused_before_the_model_is_read(
 
 def truths(mirror: Path) -> dict[str, str]:
     """The right (for VQA: the intended) answer to every prompt of the mirror."""
+    from harness.tasks.environment import silenced
     from harness.tasks.lmms import Documents, build
-    from harness.tasks.quiet import silenced
     from harness.tasks.sources import hub
 
     found = {}
@@ -204,7 +204,7 @@ def test_reasons_against_comparison():
 
     def of(task: str, suite=PAPER, **changes) -> list[str]:
         arguments = {**whole, **{k: changes.pop(k) for k in ("documents", "blind") if k in changes}}
-        return comparable.reasons(BENCHMARKS[task], suite, {**described, **changes}, **arguments)
+        return comparability.reasons(BENCHMARKS[task], suite, {**described, **changes}, **arguments)
 
     assert of("gqa") == of("textvqa_ocr") == of("pope") == []
     assert "test-dev" in of("vqav2")[0] and "GPT" in of("mmbench_en")[0] and "OCR" in of("textvqa")[0]

@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from harness.tasks import lmms
+from harness.tasks.environment import silenced
 from harness.tasks.lmms import Documents, build
-from harness.tasks.quiet import silenced
 from harness.tasks.sources import flat, hub
 from harness.tasks.suites import BENCHMARKS
 from methods.errors import UserError

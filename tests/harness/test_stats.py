@@ -29,7 +29,7 @@ def test_clusters_widen_the_interval():
     alone = interval(Units.gather(range(100), counts), mean)
     grouped = interval(
         Units.gather([i // 10 for i in range(100)], counts), mean
-    )  # ten equal answers an image
+    )  # ten equal answers per image
     assert grouped[1] - grouped[0] > 2.5 * (alone[1] - alone[0])
 
 

@@ -32,7 +32,7 @@ def config(*budgets, tasks=("gqa", "pope")):
 
 
 def cell(task, spec, budget, hits, kept):
-    """A record with one document a cluster; hits: 0/1 a document."""
+    """A record with one document per cluster; hits: 0/1 per document."""
     columns = [[h, 1] for h in hits] if task != "pope" else [[h, 1 - h, 1 - h] for h in hits]
     score = 100 * sum(hits) / len(hits)
     return {

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from harness.report import page
-from harness.tasks import slices
+from harness.tasks import sampling
 
 needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium") or not shutil.which("chromedriver"),
@@ -272,8 +272,8 @@ def test_the_page_is_no_wider_than_the_window(opened, width):
 
 def test_the_explorers_sample_is_fixed_and_nested():
     rows = {"gqa": range(40), "mme": range(5)}
-    assert slices.sample(rows, 6) == slices.sample(rows, 20)[:6]
-    assert len(slices.sample(rows, 100)) == 45
+    assert sampling.sample(rows, 6) == sampling.sample(rows, 20)[:6]
+    assert len(sampling.sample(rows, 100)) == 45
 
 
 def test_hard_questions_are_those_that_downsampling_loses():

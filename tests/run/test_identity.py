@@ -51,7 +51,7 @@ def run(command, capsys, monkeypatch):
         return real(backbone, pruner, questions, inputs, *more)
 
     monkeypatch.setattr(pruned_model, "answer", counted)
-    monkeypatch.setattr(figures, "draw", lambda *arguments: None)  # a second a run, and not looked at
+    monkeypatch.setattr(figures, "draw", lambda *arguments: None)  # a second per run, and not looked at
 
     def call(*more):
         asked.clear()

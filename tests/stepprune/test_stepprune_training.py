@@ -321,7 +321,7 @@ def trained(tiny_checkpoint, tmp_path, few_held_out):
 
 
 def test_two_processes_are_one_that_accumulates(tiny_checkpoint, tmp_path, few_held_out, new_accelerator):
-    """Data parallel on two CPU processes: what one process with two micro-steps a step gives."""
+    """Data parallel on two CPU processes: what one process with two micro-steps per step gives."""
     alone = options(tiny_checkpoint, tmp_path / "alone.safetensors", steps=2, accumulate=2)
     train(alone, PocketSupplies())
     together = tmp_path / "together.safetensors"

@@ -111,7 +111,7 @@ def test_modes_become_8_bit_rgb():
 
 
 def test_lmms_eval_leaves_pillow_as_it_was():
-    from harness.tasks.quiet import import_lmms_eval
+    from harness.tasks.environment import import_lmms_eval
 
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     import_lmms_eval()

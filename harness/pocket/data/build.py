@@ -40,7 +40,7 @@ SEED = 20261122
 #: In front of the names of images on varied canvases, and at the end of their folder's.
 VARIED = "varied"
 SPLITS = ("eval", "calibration")
-#: Questions a task in the evaluation split (MMBench counts base questions, MME pairs); calibration has a
+#: Questions per task in the evaluation split (MMBench counts base questions, MME pairs); calibration has a
 #: quarter.
 QUESTIONS = {
     "gqa": 240,

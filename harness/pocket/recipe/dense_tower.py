@@ -1,8 +1,9 @@
 """Qwen2.5-VL's vision tower on images of one size at once: what Hugging Face's forward computes, but dense.
 
-The tower itself takes all images as one long sequence and calls attention once a window. Here windows of one
-length stand one after the other, so that a batch's windows are a single call; every weight is used through
-the tower's own modules. The two frames of an image are equal, so the patches' convolution is one product.
+The tower itself takes all images as one long sequence and calls attention once per window. Here windows of
+one length stand one after the other, so that a batch's windows are a single call; every weight is used
+through the tower's own modules. The two frames of an image are equal, so the patches' convolution is one
+product.
 """
 
 from __future__ import annotations

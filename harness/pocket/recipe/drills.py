@@ -2,7 +2,7 @@
 made of.
 
 A benchmark's question is 15 to 40 tokens long and has one answer to learn from. A drill is a question's
-telling words alone ("color striped star" -> "red"): several times more answers a second.
+telling words alone ("color striped star" -> "red"): several times more answers per second.
 """
 
 from __future__ import annotations

@@ -155,8 +155,8 @@ def picture(image) -> str:
 
 
 def packed(merged: Sequence[int] | None) -> str | None:
-    """`Answer.merged` as text, two characters a token: the place in base 36, or `..` for none. None for None,
-    and for more places than fit."""
+    """`Answer.merged` as text, two characters per token: the place in base 36, or `..` for none. None for
+    None, and for more places than fit."""
     if merged is None or max(merged) >= 36**2:
         return None
     return "".join(".." if place < 0 else np.base_repr(place, 36).lower().zfill(2) for place in merged)

@@ -10,7 +10,7 @@ from harness.tasks.scoring import Score, Scoring, number
 
 
 def _mme_points(sums: np.ndarray) -> np.ndarray:
-    """Columns: points and number of pairs, once a category."""
+    """Columns: points and number of pairs, once per category."""
     points, n = np.moveaxis(sums.reshape(len(sums), -1, 2), 2, 0)
     return (points / n).sum(1)
 

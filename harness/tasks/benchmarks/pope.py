@@ -12,7 +12,7 @@ from harness.tasks.scoring import Score, Scoring, number
 
 
 def _mean_f1(sums: np.ndarray) -> np.ndarray:
-    """Columns: true positives, false positives, false negatives, once a category."""
+    """Columns: true positives, false positives, false negatives, once per category."""
     tp, fp, fn = np.moveaxis(sums.reshape(len(sums), -1, 3), 2, 0)
     # 2PR/(P+R) = 2tp/(2tp+fp+fn); upstream defines it as 0 when there is no true positive
     f1 = np.divide(2 * tp, 2 * tp + fp + fn, out=np.zeros_like(tp), where=tp > 0)

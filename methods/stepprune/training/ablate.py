@@ -61,7 +61,7 @@ def run(
 
 
 def markdown(results: Results, steps: int) -> str:
-    """One row a variant, means over its seeds."""
+    """One row per variant, means over its seeds."""
     lines = [
         f"Variants after {steps} steps, held-out questions; retention = right answers / vanilla's. Means "
         "over seeds; behind K the deviation over questions, in brackets the least and the most of a seed.",

@@ -141,7 +141,7 @@ def _turns(entry: dict) -> list[tuple[str, str]]:
 
 
 class Collator:
-    """Examples -> Batch: the chat template, tokens, and the vision tower (once an image).
+    """Examples -> Batch: the chat template, tokens, and the vision tower (once per image).
 
     max_text: ids behind the image beyond which a sample's answer is cut off.
     """

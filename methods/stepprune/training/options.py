@@ -24,8 +24,8 @@ class TrainOptions:
 
     Exactly one of target_tokens and length_weight is given. length_mode follows from it: `held`, a mean that
     a bias on the stop logit holds (ours), or `paper`, a fixed lambda, whose K-bar is the batch's running
-    mean. batch_size: questions a process and micro-step, `questions` of them on each image; accumulate:
-    micro-steps a step. method: a learned method's name; its module `methods.<name>.learned` says which
+    mean. batch_size: questions per process and micro-step, `questions` of them on each image; accumulate:
+    micro-steps per step. method: a learned method's name; its module `methods.<name>.learned` says which
     options it has no use for, and which defaults are its own.
     """
 
@@ -94,7 +94,7 @@ class TrainOptions:
     workers: int = 0
     resume: bool = False
     stop_at: int | None = None
-    #: time a step against the frozen model alone when the run is over
+    #: time one step against the frozen model alone when the run is over
     cost: bool = True
 
     def __post_init__(self):

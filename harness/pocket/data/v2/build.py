@@ -18,8 +18,8 @@ from harness.pocket.data.v2.scenes import REGIMES, SQUARE, Scene, sample_scene, 
 SEED = 20261126
 PER_IMAGE = 8
 PREFIX, VARIED = "v2", "varied"
-#: Questions a task and regime in the evaluation split (MMBench: base questions, MME: pairs); calibration has
-#: a quarter.
+#: Questions per task and regime in the evaluation split (MMBench: base questions, MME: pairs); calibration
+#: has a quarter.
 QUESTIONS = {
     "gqa": 80, "mmbench_en": 40, "mmbench_cn": 40, "mme": 48, "pope": 80, "scienceqa": 80, "vqav2": 80,
     "textvqa": 80,
@@ -49,7 +49,7 @@ def scene(split: str, index: int, varied: bool) -> Scene:
 def groups(split: str, varied: bool = False, counts: dict[str, int] | None = None) -> Groups:
     """For each task, (image name, scene, rows of one question), a third of them in each regime.
 
-    counts: questions a task and regime; None: QUESTIONS, a quarter of them for another split than eval.
+    counts: questions per task and regime; None: QUESTIONS, a quarter of them for another split than eval.
     """
     counts = counts or {t: n if split == "eval" else n // 4 for t, n in QUESTIONS.items()}
     made: Groups = {task: [] for task in TASKS if task in counts}

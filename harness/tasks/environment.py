@@ -1,7 +1,7 @@
 """Keep lmms-eval silent, offline and free of side effects on the host application.
 
 What it does without this (lmms-eval 0.7.3): drops the host's loguru sinks on import, logs to stdout, shows
-one progress bar an evaluation, prints MMBench tables, and reads OpenAI settings from the environment.
+one progress bar per evaluation, prints MMBench tables, and reads OpenAI settings from the environment.
 """
 
 from __future__ import annotations

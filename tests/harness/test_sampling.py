@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.tasks.slices import take
+from harness.tasks.sampling import take
 
 
 def test_groups_stay_whole_and_the_size_is_rounded_up():
