@@ -78,6 +78,14 @@ def test_a_kind_that_the_backbone_cannot_do_is_named_and_left_out_of_the_rest():
     assert found["dense, vanilla less oracle"].text.endswith("20 questions), at most 3")
 
 
+def test_the_equal_cost_table_is_looked_for_beside_the_run(tmp_path):
+    own = record("gqa", "vanilla", None, [1.0] * 4)
+    run = Run(tmp_path, {("gqa", "vanilla", None): own}, {})
+    assert suite._fifth([run]).holds is None
+    (tmp_path / "equal_cost.csv").write_text("match,method\nflops,uniform\n", encoding="utf-8")
+    assert suite._fifth([run]).holds is True
+
+
 def test_todays_committed_runs_do_not_pass(capsys, monkeypatch):
     monkeypatch.undo()
     assert app.main(["suite"]) == 1
