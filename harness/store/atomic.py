@@ -27,7 +27,7 @@ _ADVICE = {
 #: what a run writes into its --out itself
 AT_THE_END = (
     "leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png", "questions.parquet",
-    "evidence.md", "prediction.md", "index.html",
+    "evidence.md", "prediction.md", "equal_cost.md", "equal_cost.csv", "index.html",
 )  # fmt: skip
 #: names of what a killed run leaves below its --out (see `replace`), by the folder they are in
 _UNFINISHED = {

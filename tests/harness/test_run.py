@@ -9,7 +9,7 @@ import pytest
 import short_run
 
 from harness.cli import app
-from harness.store import records
+from harness.store import atomic, records
 from harness.store.journal import Journal
 from harness.tasks import pruned_model
 
@@ -331,6 +331,12 @@ def test_a_bundle_of_a_finished_run_agrees_with_itself(finished, tmp_path):
     for address, record in run.cells.items():
         assert {**again.cells[address], "path": 0} == {**record, "path": 0}
         assert list(again.answers[address]) == run.answers[address]
+
+
+def test_a_killed_run_can_leave_nothing_that_the_next_does_not_remove(finished):
+    """Half written files are told by the names of what a run writes."""
+    there = {path.name for path in finished.iterdir() if path.is_file()} - {".lock"}
+    assert {"leaderboard.md", "index.html", "questions.parquet"} <= there <= set(atomic.AT_THE_END)
 
 
 def test_no_line_of_a_run_is_over_100_columns(finished, command, capsys):

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from harness.store import atomic
+
 #: longest side of an embedded picture, pixels
 SIDE = 336
 #: an answer's score from which it counts as right
@@ -204,5 +206,5 @@ def write(
         script=Markup((here / "page.js").read_text(encoding="utf-8")),
         data=Markup(as_json(data)),
     )
-    path.write_text(html, encoding="utf-8")
+    atomic.replace(path, html.encode())
     return path
