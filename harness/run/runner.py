@@ -199,24 +199,33 @@ def _to_do(session: Session, found: reuse.Finished, team: Processes, first: bool
 
 
 def _told(made: Iterator[dict], todo: Sequence[Cell]) -> Iterator[dict]:
-    """The records as they come; a line for each task when it is done, where no progress bar is seen."""
+    """The records as they come; a line for each task, with its first scores, when it is done."""
     left = Counter(cell.benchmark.name for cell in todo)
     titles = {cell.benchmark.name: cell.benchmark.title for cell in todo}
     total, done, start = len(left), 0, time.monotonic()
     failed: Counter = Counter()
+    scores: dict[str, dict[str, list[float]]] = {task: {"vanilla": [], "pruned": []} for task in left}
     for record in made:
         yield record
         task = record["task"]
         left[task] -= 1
         failed[task] += record["status"] == "failed"
+        if record["status"] == "done":
+            which = "vanilla" if record["method"]["name"] == "vanilla" else "pruned"
+            scores[task][which].append(record["metrics"]["score"])
         if left[task]:
             continue
         done += 1
-        if not sys.stderr.isatty():
-            cells = sum(cell.benchmark.name == task for cell in todo)
-            bad = f", {failed[task]} failed" if failed[task] else ""
-            seconds = time.monotonic() - start
-            LOG.info(f"{titles[task]}: {cells} cells{bad}; {done} of {total} tasks after {seconds:.0f} s")
+        cells = sum(cell.benchmark.name == task for cell in todo)
+        bad = f", {failed[task]} failed" if failed[task] else ""
+        seen = "".join(f"; {which} {_span(own)}" for which, own in scores[task].items() if own)
+        seconds = time.monotonic() - start
+        LOG.info(f"{titles[task]}: {cells} cells{bad}; {done} of {total} tasks after {seconds:.0f} s{seen}")
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _check_equal(mine: int, wanted: int) -> None:
