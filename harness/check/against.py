@@ -11,10 +11,10 @@ from backbones import shapes
 from harness.check.expected import done, units_of
 from harness.check.findings import Finding
 from harness.check.registry import label
-from harness.published import Registry
+from harness.published import Registry, row_for
 from harness.published.arithmetic import half_unit
 from harness.published.schema import Accuracy, ScoreRow
-from harness.store.bundle import Address, Run
+from harness.store.bundle import Run
 from harness.tasks.bootstrap import resampled_sums
 from harness.tasks.suites import BENCHMARKS
 
@@ -238,7 +238,7 @@ def published(run: Run, registry: Registry, own: Collection[str] = ()) -> Iterat
         if not done(record):
             continue
         for table in tables:
-            row = _row(table, address)
+            row = row_for(table, *address[1:])
             if row is not None and address[0] in row.scores:
                 layers = None if table.name in own else shape.layers
                 yield _beside(run.name(address), record, table, row, layers)
@@ -249,24 +249,10 @@ def published(run: Run, registry: Registry, own: Collection[str] = ()) -> Iterat
 def _without_cells(run: Run, table: Accuracy) -> Iterator[Finding]:
     """Rows of a user's table that the run says nothing of."""
     for row in table.rows:
-        tasks = [t for t in row.scores if any(a[0] == t and _row(table, a) is row for a in run.cells)]
+        tasks = [t for t in row.scores if any(a[0] == t and row_for(table, *a[1:]) is row for a in run.cells)]
         if lacking := [t for t in row.scores if t not in tasks]:
             note = f"the run has no cell of {', '.join(lacking)}"
             yield Finding("warning", label(table, row), "scores", "none", "a run's", note, table.path)
-
-
-def _row(table: Accuracy, address: Address) -> ScoreRow | None:
-    """The table's row for a cell: only a method at its default settings has one."""
-    _, spec, budget = address
-    for row in table.rows:
-        if row.method != spec:
-            continue
-        if spec == "vanilla" or (row.tokens is not None and row.tokens == budget):
-            return row
-        fraction = isinstance(budget, float) and row.pruning_rate is not None
-        if fraction and abs(100 * (1 - budget) - row.pruning_rate) < half_unit(row.pruning_rate):
-            return row
-    return None
 
 
 def _beside(where: str, record: Mapping, table: Accuracy, row: ScoreRow, layers: int | None) -> Finding:

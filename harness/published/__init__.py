@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from harness.published.arithmetic import half_unit
 from harness.published.schema import KINDS, Ablation, Accuracy, Claims, Efficiency, ScoreRow, problem
 from methods.errors import UserError
 
@@ -117,3 +118,16 @@ def row_of(table: Accuracy, method: str, tokens: int, asked_by: str) -> ScoreRow
         if (row.method, row.tokens) == (method, tokens):
             return row
     raise UserError(f"{asked_by}: {table.path.name} has no row of {method} at {tokens} tokens")
+
+
+def row_for(table: Accuracy, spec: str, budget: float | None) -> ScoreRow | None:
+    """The table's row for a method at a budget: only one at its default settings has one."""
+    for row in table.rows:
+        if row.method != spec:
+            continue
+        if spec == "vanilla" or (row.tokens is not None and row.tokens == budget):
+            return row
+        fraction = isinstance(budget, float) and row.pruning_rate is not None
+        if fraction and abs(100 * (1 - budget) - row.pruning_rate) < half_unit(row.pruning_rate):
+            return row
+    return None

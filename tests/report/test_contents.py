@@ -7,6 +7,8 @@ import pytest
 
 from harness.cli import app
 from harness.report.page import contents
+from harness.store import records
+from harness.store.journal import Answer, Journal
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,16 @@ def test_recall_and_accuracy_by_part_are_columns_where_the_data_has_them():
     for record in records:
         record["answers_at_cap"], record["documents"] = 0, {"row": [0], "score": [1.0]}
     assert contents.with_evidence(table, records, images)[1] == []
+
+
+def test_answers_that_were_kept_from_another_key_are_shown(tmp_path):
+    """`--keep-results` keeps a record under the key it was answered by; the cell itself has another now."""
+    record = {"identity": {"answers": {"code": "earlier"}}}
+    key = records.digest(record["identity"]["answers"])
+    given = Answer(4, "p", "blue", 9, 4, 1, (4,))
+    Journal(tmp_path / f"fastv_{key}.jsonl").append([given])
+    assert contents._answers(tmp_path / "fastv_0123.jsonl", record) == {4: given}
+    assert contents._answers(tmp_path / "pdrop_0123.jsonl", record) == {}
 
 
 def test_a_falsified_number_of_the_page_is_found(finished, data, capsys):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from harness.report import page
+from harness.report.page import lineage
 from harness.tasks import sampling
 
 needs_chromium = pytest.mark.skipif(
@@ -80,7 +81,9 @@ def written(tmp_path_factory) -> Path:
         asked=77,
     )
     out = tmp_path_factory.mktemp("page") / "index.html"
-    return page.write(out, data, [f"caption {EVIL}"], "Six methods", "made by a test")
+    printed = lineage.section("llava", [], {64.0: {"visionzip": 80.0, "fastv": 85.0, "unknown": 1.0}})
+    printed["tables"][0]["rows"][1]["note"] = printed["tables"][0]["others"][0] = EVIL
+    return page.write(out, data, [f"caption {EVIL}"], "Six methods", "made by a test", printed)
 
 
 def test_the_data_of_the_page_can_be_read_back(written):
@@ -207,6 +210,41 @@ def test_every_method_is_in_the_plot_in_a_colour_of_its_own(opened, axis):
         "g.querySelector('path, circle').getAttribute('fill')])"
     )
     assert len({tuple(c) for c in colours}) == len({c for _, c in colours}) == len(ROWS)
+
+
+@needs_chromium
+def test_the_lineage_of_printed_cells_is_told(opened):
+    section = opened.find_element("id", "published")
+    table = section.find_element("css selector", "table.lineage")
+    lines = {r.text.split(" tokens")[0]: r for r in table.find_elements("css selector", "tbody tr")}
+    assert len(lines) == 16 and "the method's own paper" in lines["stepprune, 64"].text
+    (cell,) = lines["visionzip, 64"].find_elements("css selector", "td.other")
+    assert cell.text == "50.4" and "55.4 in six papers" in cell.get_attribute("title")
+    (mean,) = lines["fastv, 64"].find_elements("css selector", "td.further")
+    assert "follows over 10 columns, with seed, vizwiz" in mean.get_attribute("title")
+    assert len(lines["visionzip, 192"].find_elements("css selector", "td.checked")) >= 6, "a second source"
+    assert "<script>" in section.find_element("css selector", "ul.others").text, "markup stays text"
+    order = [r.text for r in section.find_elements("css selector", "#order tbody tr")]
+    assert order == ["visionzip 64 92.0 80.0", "fastv 64 76.8 85.0"], "in the printed order"
+    costs = section.find_element("css selector", "table.costs").text
+    assert "holov, 64 tokens 77.39 31.96 + 2.77 + 41.48 2.15" in costs
+
+
+def test_cells_stand_beside_the_printed_ones_only_where_they_compare():
+    def record(name, layers, comparable, spec="fastv"):
+        return {
+            "status": "done", "task": "gqa", "method": {"spec": spec, "budget": 64},
+            "backbone": {"name": name, "layers": layers}, "data": {"comparable_to_paper": comparable},
+            "metrics": {"score": 45.0, "interval": [44.0, 46.04]},
+        }  # fmt: skip
+
+    alike = record("some/llava-1.5-7b-hf", 32, True)
+    (row,) = lineage.section("llava", [alike], None)["beside"]
+    assert row == {"row": "Table 1: fastv, 64 tokens", "task": "GQA", "theirs": "46.1", "ours": "45.0",
+                   "interval": "44.0–46.0"}  # fmt: skip
+    others = [record("pocket-llava", 12, True), record("llava-1.5-7b", 12, True)]
+    others += [record("llava-1.5-7b", 32, False), record("llava-1.5-7b", 32, True, "fastv:k=3")]
+    assert lineage.section("llava", others, None)["beside"] == []
 
 
 @needs_chromium

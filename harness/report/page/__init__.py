@@ -172,7 +172,12 @@ def as_json(data: Mapping) -> str:
 
 
 def write(
-    path: Path, data: Mapping, caption: Iterable[str], lead: str, footer: str, published: str = ""
+    path: Path,
+    data: Mapping,
+    caption: Iterable[str],
+    lead: str,
+    footer: str,
+    published: Mapping | None = None,
 ) -> Path:
     """Fill the template and write the page.
 
@@ -182,7 +187,7 @@ def write(
         caption: how it was measured, a line each, plain text.
         lead: one sentence under the title.
         footer: versions and date.
-        published: HTML of the published numbers' section, already escaped.
+        published: the section on published numbers (`lineage.section`); None: there is none.
     """
     import jinja2
     from markupsafe import Markup
@@ -199,7 +204,7 @@ def write(
         lead=lead,
         caption=list(caption),
         footer=footer,
-        published=Markup(published),
+        published=published,
         has_questions=bool(data["questions"]),
         has_regimes=any(q["regime"] for q in data["questions"]),
         style=Markup((here / "page.css").read_text(encoding="utf-8")),

@@ -4,13 +4,15 @@ of the questions, the explorer."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from harness.report import evidence, numbers, page, tables
+from harness.report.page import lineage
 from harness.store import records
-from harness.store.journal import Journal
+from harness.store.journal import Answer, Journal
 from harness.tasks.bootstrap import holm, paired_p_values
 
 #: differences are called significant below this, after Holm's correction
@@ -142,7 +144,11 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
     from methods.base import Pruner
     from methods.views import cells as cells_under
 
-    done = {r["key"]: r for r in outcome.cells if r["status"] == "done"}
+    done = {
+        (r["task"], r["method"]["spec"], r["method"]["budget"]): r
+        for r in outcome.cells
+        if r["status"] == "done"
+    }
     wanted: dict[str, list[int]] = {}
     for task, row in session.explored:
         wanted.setdefault(task, []).append(row)
@@ -156,12 +162,11 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
         asked = {model.question(r).row: r for r in task.instances}
         cells = []
         for cell in session.cells:
+            record = done.get((cell.benchmark.name, cell.method.spec, cell.method.budget))
             own = cell.method.budget in (None, *session.config.budgets)  # else there for its cost alone
-            if own and cell.benchmark is documents.benchmark and cell.key in done:
-                path = cell.journal_path(session.config.out)
-                answers = {a.row: a for a in Journal(path).answers.values()} if path.exists() else {}
-                documents_of = done[cell.key]["documents"]
-                scores = dict(zip(documents_of["row"], documents_of["score"]))
+            if own and cell.benchmark is documents.benchmark and record is not None:
+                answers = _answers(cell.journal_path(session.config.out), record)
+                scores = dict(zip(record["documents"]["row"], record["documents"]["score"]))
                 cells.append((cell, answers, scores))
         for row in rows:
             if row not in asked:
@@ -201,6 +206,14 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
                 }
             found.append(question)
     return found
+
+
+def _answers(path: Path, record: Mapping) -> dict[int, Answer]:
+    """The record's answers by row; {} if they are not there. path: of the journal that the cell has now: what
+    `--keep-results` keeps may have been answered under another key."""
+    slug, key = path.stem.rpartition("_")[0], records.digest(record["identity"].get("answers"))
+    path = path.with_name(f"{slug}_{key}.jsonl")
+    return {a.row: a for a in Journal(path).answers.values()} if path.exists() else {}
 
 
 def _target(target: object) -> str:
@@ -255,4 +268,16 @@ def publish(
         f"{n} {packages[n]}" for n in ("torch", "transformers", "lmms-eval") if n in packages
     )
     plain = [tables.without_paths(line).replace("**", "") for line in lines]
-    return page.write(config.out / "index.html", found, plain, lead, f"{footer}.")
+    family = str(session.described["family"])
+    board = None
+    if config.suite.synthetic and family == "llava":
+        board = {
+            block: {
+                row["spec"]: row["average"]
+                for row in rows.to_dict("records")
+                if row["average"] == row["average"]
+            }
+            for block, rows in table.groupby("block", sort=False)
+        }
+    printed = lineage.section(family, outcome.cells, board)
+    return page.write(config.out / "index.html", found, plain, lead, f"{footer}.", printed)

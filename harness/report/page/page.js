@@ -357,7 +357,7 @@ function overlay(canvas, q, answer, note) {
   for (const index of q.evidence || []) { const [x, y] = cell(index); context.strokeRect(x, y, w, h); }
   const made = answer.kept.length - own.length;
   note.textContent =
-    `${own.length} places kept` + (made ? `, ${made} tokens made` : "") + (holder.size ? `; tinted: ${holder.size} places merged into ${places.length} tokens, one colour each (framed where the token has a place)` : "") +
+    (own.length === 1 ? "1 place kept" : `${own.length} places kept`) + (made ? `, ${made} tokens made` : "") + (holder.size ? `; tinted: ${holder.size} places merged into ${places.length} tokens, one colour each (framed where the token has a place)` : "") +
     (answer.ordered ? "; frames from blue (first) to red (last chosen)" : "") + ((q.evidence || []).length ? "; yellow: where the answer is" : "");
 }
 
