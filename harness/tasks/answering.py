@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,13 +107,14 @@ def answer(
     methods.base.Pruner. explored: rows whose answers say which visual tokens were left; those with an answer
     key always do. apart: gives `taken_apart` of the batch, for a caller that asks several methods about it.
 
-    Exceptions pass through: an answer that could not be computed must never count as an empty one.
+    Exceptions pass through: an answer that could not be computed must never count as an empty one. Raises
+    ArithmeticError where the model's logits are no numbers.
     """
     import torch
 
     settings = questions[0].generation
     tokenizer = backbone.processor.tokenizer
-    with torch.inference_mode():
+    with torch.inference_mode(), _finite(backbone.model):
         new, visual, left = _generate(backbone.model, pruner, questions, inputs, apart)
     lengths = inputs["attention_mask"].sum(1).tolist()
     image_places = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(1).tolist()
@@ -135,6 +137,28 @@ def answer(
             )
         )
     return answers
+
+
+@contextlib.contextmanager
+def _finite(model) -> Iterator[None]:
+    """Watches the logits: generate() picks a token also where they are NaN, and that would be scored."""
+    import torch
+
+    seen: list[torch.Tensor] = []
+
+    def look(head, given, logits) -> None:  # of the last place alone: those of padding may be anything
+        seen.append((logits[:, -1] if logits.dim() == 3 else logits).isfinite().all())
+
+    handle = model.get_output_embeddings().register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if seen and not torch.stack(seen).all():
+        raise ArithmeticError(
+            "the model's logits are NaN or infinite; look at its config.json and weights, or try another "
+            "--dtype"
+        )
 
 
 def taken_apart(model, questions: Sequence[Question], inputs: Mapping[str, object]) -> shared_prefix.Apart:

@@ -93,3 +93,16 @@ def test_a_failure_of_the_method_is_the_cells(tiny_checkpoint, tiny_data, tmp_pa
     found = {r["method"]["spec"]: r for r in (json.loads(p.read_text()) for p in out.glob("cells/*/*.json"))}
     assert found["random"]["status"] == "failed" and "ZeroDivisionError" in found["random"]["error"]
     assert found["fastv"]["status"] == "done" and not found["fastv"]["data"]["unaskable"]
+
+
+@pytest.mark.parametrize("batch", ["1", "4"])  # one question alone, and several that share an image's prefix
+def test_logits_that_are_no_numbers_are_no_answer(tiny_checkpoint, tiny_data, tmp_path, capsys, batch):
+    """A config.json with an epsilon of NaN, as float16 that overflows, was scored: exit code 0."""
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    body = json.loads((checkpoint / "config.json").read_text())
+    body["text_config"]["rms_norm_eps"] = float("nan")
+    (checkpoint / "config.json").write_text(json.dumps(body))
+    more = ("--tasks", "pope", "--methods", "random", "--batch-size", batch)
+    assert app.run_all(short_run.arguments(checkpoint, tiny_data, tmp_path / "out", *more)) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("ArithmeticError: the model's logits are NaN or infinite") == 2, "of vanilla and random"
