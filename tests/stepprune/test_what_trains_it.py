@@ -11,8 +11,9 @@ from harness.pocket.supplies import EvidencePocket8, PocketSupplies
 from methods import learned
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
+from methods.stepprune.policy import Policy, PolicyConfig
 from methods.stepprune.training import train as train_module
-from methods.stepprune.training.data import Collator
+from methods.stepprune.training.data import Collator, Example
 from methods.stepprune.training.objective import FrozenModel, Step, still_wanted, until_found
 from methods.stepprune.training.train import TrainOptions, parameter_groups, start_words, train
 from methods.views import cells
@@ -62,24 +63,64 @@ def objective_of(given: TrainOptions, frozen, batch):
 # ---- words
 
 
+def likeness(frozen, batch, source) -> tuple[float, float]:
+    """How far words and patches that are alike for the language model are so in the tower's space, too (rank
+    correlation, -1 to 1), and the scale of the words there."""
+    encoder = objective_of(options(), frozen, batch).policy.encoder
+    torch.manual_seed(1)
+    start_words(encoder, frozen, batch, source)
+    rows = batch.features.flatten(0, 1) if batch.valid is None else batch.features[batch.valid]
+    words, valid = frozen.words(batch)
+    with torch.no_grad():
+        there = (words[valid] @ frozen.adapter.project(rows).T).flatten()
+        moved = encoder.text(words[valid])
+    here = (moved @ rows.T).flatten()
+    ranks = torch.stack([x.argsort().argsort().double() for x in (there, here)])
+    return float(torch.corrcoef(ranks)[0, 1]), float(moved.square().mean().sqrt())
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen_model"])
-def test_a_word_starts_at_the_patches_it_would_be_projected_from(request, name):
-    """A patch's own projection, taken for a word, comes back to that patch; a random start goes anywhere."""
+def test_words_start_as_near_to_patches_as_the_language_model_has_them(request, name):
     own, frozen = request.getfixturevalue(name)
     batch = batch_of(own, frozen)
-    near = {}
+    (near, scale), (far, other) = (likeness(frozen, batch, source) for source in ("patches", "random"))
+    assert near > 0.9 and abs(far) < 0.5
+    assert (scale, other) == pytest.approx((1, 1), rel=0.2), "the text offset counts on words of unit scale"
+
+
+def test_on_the_shipped_backbone_a_word_starts_at_the_things_it_names():
+    """A colour's or a shape's word against the patches of all things: the share of pairs that it orders
+    right."""
+    import backbones
+    from harness.pocket.data.scenes import render, sample_scene
+
+    own = backbones.load("pocket-llava")
+    frozen, tokenizer = FrozenModel(own.model, own.adapter), own.processor.tokenizer
+    scenes = [s for s in (sample_scene("train", 7, i) for i in range(30)) if len(s.objects) > 3][:6]
+    batch = Collator(own, frozen)([Example(render(s), (("Which?", "None"),)) for s in scenes])
+    embedding, found = own.model.get_input_embeddings(), {}
     for source in ("patches", "random"):
-        encoder = objective_of(options(), frozen, batch).policy.encoder
-        torch.manual_seed(1)
+        torch.manual_seed(0)
+        encoder = Policy(PolicyConfig(frozen.width, frozen.text_width)).encoder
         start_words(encoder, frozen, batch, source)
-        rows = batch.features.flatten(0, 1) if batch.valid is None else batch.features[batch.valid]
-        with torch.no_grad():
-            back = encoder.text(frozen.adapter.project(rows))
-            near[source] = float(torch.cosine_similarity(back, rows).mean())
-            words, valid = frozen.words(batch)
-            scale = float(encoder.text(words)[valid].square().mean().sqrt())
-        assert scale == pytest.approx(1, rel=0.2), "the text offset counts on words of unit scale"
-    assert near["patches"] > 0.95 and abs(near["random"]) < 0.4
+        shares = found.setdefault(source, [])
+        for scene, rows in zip(scenes, torch.nn.functional.normalize(batch.features, dim=-1)):
+            boxes = {t: tuple(side / 336 for side in t.box) for t in scene.objects}
+            for word in {w for t in scene.objects for w in (t.colour, t.name)}:
+                named, others = (
+                    torch.from_numpy(
+                        cells([b for t, b in boxes.items() if (word in (t.colour, t.name)) == is_it], 24, 24)
+                    )
+                    for is_it in (True, False)
+                )
+                ids = torch.tensor(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])
+                with torch.no_grad():
+                    like = (rows @ encoder.text(embedding(ids)).T).amax(1)
+                named, others = named.ravel(), (others & ~named).ravel()
+                if others.any():
+                    shares.append(float((like[named][:, None] > like[others]).float().mean()))
+    shares = {source: sum(own) / len(own) for source, own in found.items()}
+    assert shares["patches"] > 0.9 and shares["random"] < 0.7, shares
 
 
 def test_words_count_before_the_learning_rate_is_at_its_highest():

@@ -59,8 +59,8 @@ class TrainOptions:
     #: early, so that words count while the learning rate is high (the paper's section 3.2; 4.1 says: over the
     #: whole run, with which the policies came to ignore the question)
     text_gate_until: float = 0.1
-    #: where W_p starts: least squares from projected patches back to the tower's rows, so that a word begins
-    #: near the patches that it names; or at random
+    #: where W_p starts: by least squares between the tower's rows and the projected patches, so that a word
+    #: begins near the patches that it names; or at random
     words_from: Literal["patches", "random"] = "patches"
     #: low, because sharp gates give the policy noise for a gradient (docs/stepprune.md)
     sharpness: float = 0.2

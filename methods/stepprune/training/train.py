@@ -52,7 +52,7 @@ from methods.stepprune.training.scores import default_gamma
 
 #: K-bar is an average over about so many steps
 MEMORY = 20
-#: of the least squares of `start_words`, as a share of the mean square of a projected patch's components
+#: of the least squares of `start_words`, as a share of the mean square of a row's components
 RIDGE = 1e-3
 #: parameters whose size is not that of a layer's weights, so that a rate for these hardly moves them
 OWN_RATE = ("policy.stop", "policy.start", "policy.encoder.text.weight", "policy.encoder.text_offset")
@@ -142,8 +142,10 @@ def start_words(
 ) -> None:
     """Give W_p weights that bring the batch's words to unit scale (ours).
 
-    source: `random`, or `patches`: a word goes where the tower's row would lie whose projection it is, by
-    least squares over the batch's patches.
+    source: `random`, or `patches`: by least squares over the batch's patches, such that a word and a patch's
+    row are as alike in the tower's space as the word and the projected patch are in the language model's.
+    That is the transpose of the linear map from rows to projected rows, which finds the patches that a word
+    names far better than the map back does.
     """
     words, valid = frozen.words(batch)
     weight = encoder.text.weight
@@ -152,10 +154,10 @@ def start_words(
         weight.normal_(0, 1 / (float(scale) * words.shape[2] ** 0.5))
         return
     rows = batch.features.flatten(0, 1) if batch.valid is None else batch.features[batch.valid]
-    seen = frozen.adapter.project(rows.to(frozen.model.dtype)).double()
-    gram = seen.T @ seen
+    seen, rows = frozen.adapter.project(rows.to(frozen.model.dtype)).double(), rows.double()
+    gram = rows.T @ rows
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    weight.copy_(torch.linalg.solve(gram, seen.T @ rows.double()).T)
+    weight.copy_(torch.linalg.solve(gram, rows.T @ seen))
     weight.div_(encoder.text(words[valid].to(weight.dtype)).square().mean().sqrt())
 
 
