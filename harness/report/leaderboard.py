@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def render(config: RunConfig, table: pd.DataFrame, lines: Sequence[str]) -> str:
 
 
 def terminal(config: RunConfig, table: pd.DataFrame, lines: Sequence[str]) -> str:
-    """The caption as it is, and tables of at most 100 columns: averages, what was kept, costs as ratios."""
+    """The caption as it is, and tables of at most 100 columns, or of those that the terminal has if methods'
+    names can be cut so far: averages, what was kept, costs as ratios."""
+    width = min(tables.WIDTH, shutil.get_terminal_size((tables.WIDTH, 0)).columns)
     parts = ["- " + tables.without_paths(line).replace("**", "") for line in lines]
     for block, rows in table.groupby("block", sort=False):
         columns = {"method": _labels(rows), **_means(rows), "tokens: kept / mean": _kept(rows)}
@@ -96,7 +99,7 @@ def terminal(config: RunConfig, table: pd.DataFrame, lines: Sequence[str]) -> st
         columns["speed-up"] = [v if v == MISSING else v + "x" for v in _column(rows, "speedup", ".2f")]
         kinds = list(rows["kind"])
         rules = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
-        parts += ["", f"Budget {_budget(block)}", "", tables.plain(_as_rows(columns), rules=rules)]
+        parts += ["", f"Budget {_budget(block)}", "", tables.plain(_as_rows(columns), width, rules)]
     return "\n".join(parts)
 
 

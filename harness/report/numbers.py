@@ -22,6 +22,8 @@ from harness.tasks.suites import BENCHMARKS, averaged
 
 #: what a method must beat to be one: no knowledge of image or question goes into what they keep
 CONTROLS = ("random", "uniform", "downsample", "oracle", "things")
+#: those of them that know where the answer is; they bound what a method could reach
+ANSWER_KEYS = ("oracle", "things")
 #: columns of the table that are words for its readers, and in no file
 NOT_IN_FILES = ("spec", "failed", "no_average", "equal_cost", "equal_cost_budget")
 

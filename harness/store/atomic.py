@@ -26,7 +26,9 @@ _ADVICE = {
 }
 #: what a run writes into its --out itself
 AT_THE_END = (
-    "leaderboard.md", "leaderboard.csv", "accuracy_budget.png", "accuracy_latency.png", "questions.parquet",
+    "leaderboard.md", "leaderboard.csv", "questions.parquet", "accuracy_budget.png", "accuracy_latency.png",
+    "accuracy_flops.png", "accuracy_tokens.png", "accuracy_budget.svg", "accuracy_latency.svg",
+    "accuracy_flops.svg", "accuracy_tokens.svg",
     "evidence.md", "prediction.md", "equal_cost.md", "equal_cost.csv", "index.html",
 )  # fmt: skip
 #: names of what a killed run leaves below its --out (see `replace`), by the folder they are in

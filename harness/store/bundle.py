@@ -32,7 +32,7 @@ RECORDS, ANSWERS, QUESTIONS = "records.jsonl", "answers.parquet", "questions.par
 #: what else of a run goes into its bundle, by pattern
 _FURTHER = (
     QUESTIONS, "leaderboard.md", "leaderboard.csv", "evidence.md", "prediction.md", "equal_cost.md",
-    "equal_cost.csv", "*.png",
+    "equal_cost.csv", "*.png", "*.svg",
     "adaptive_*.json", "adaptive_*.md", "index.html",
 )  # fmt: skip
 #: columns of a record that are as long as its documents or clusters: (part, column)

@@ -14,7 +14,7 @@ import pytest
 from harness import check
 from harness.check import expected, folder, printed, scores
 from harness.cli import app
-from harness.report import leaderboard, numbers
+from harness.report import figures, leaderboard, numbers
 from harness.run.config import RunConfig
 from harness.store import bundle, records
 from harness.tasks.suites import BENCHMARKS
@@ -138,7 +138,7 @@ def test_a_bundle_is_whole_and_small(small):
     names = {path.name for path in small.iterdir()}
     assert names == {
         "records.jsonl", "answers.parquet", "questions.parquet", "leaderboard.md", "leaderboard.csv",
-        "accuracy_budget.png", "accuracy_latency.png",
+        *(f"{name}.{suffix}" for name in figures.NAMES for suffix in figures.FORMATS),
     }  # fmt: skip
     whole, part = bundle.read(SOURCE), bundle.read(small)
     for address, record in part.cells.items():

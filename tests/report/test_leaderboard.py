@@ -127,6 +127,15 @@ def test_one_block_a_budget_each_with_vanilla(counter):
     assert text.count("| vanilla") == 4, "in the leaderboard and in the cost table of each block"
 
 
+@pytest.mark.parametrize("columns", ["84", "300"])
+def test_the_terminals_table_fits_the_terminal(counter, monkeypatch, columns):
+    """A method's name gives way, down to eight letters; more than 100 columns are never used."""
+    monkeypatch.setenv("COLUMNS", columns)
+    table = example(counter, (16,)).replace({"method": {"fastv": "fastv:" + "k=3," * 40}})
+    text = leaderboard.terminal(config(16), table, [])
+    assert max(map(len, text.splitlines())) == min(int(columns), 100) and "fastv:" in text
+
+
 def test_fractions_are_blocks_too(counter):
     text = leaderboard.render(config(0.25), example(counter, (0.25,)), ["caption"])
     assert "## Budget 25 % of an image's visual tokens (75 % pruned)\n" in text
@@ -142,12 +151,45 @@ def test_fractions_are_blocks_too(counter):
 def test_budgets_on_the_axis(counter, tmp_path, monkeypatch, budgets, where, words):
     drawn = {}
     save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda f, path: (drawn.update({path.stem: f}), save(f, path)))
+    monkeypatch.setattr(figures, "_save", lambda f, path: (drawn.update({path.stem: f}), save(f, path))[1])
     paths = figures.draw(example(counter, budgets), tmp_path)
     assert all(path.stat().st_size > 1000 for path in paths)
     axes = drawn["accuracy_budget"].axes[0]
     assert list(axes.get_xticks()) == where and words in axes.get_xlabel()
     assert "vanilla (64 tokens)" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_figures_tell_methods_apart_in_colour_and_in_grey(counter, tmp_path, monkeypatch):
+    """Also with more methods than there are marker shapes; bars are there, and files are the same again."""
+    look = figures.styles([f"m{i}" for i in range(24)])
+    assert len({s.colour for s in look.values()}) == 24
+    assert len({(s.marker, s.filled) for s in look.values()}) == 24
+    drawn = {}
+    save = figures._save
+    monkeypatch.setattr(figures, "_save", lambda f, path: (drawn.update({path.stem: f}), save(f, path))[1])
+    paths = figures.draw(example(counter, (16, 8)), tmp_path)
+    assert {p.name for p in paths} == {f"{n}.{s}" for n in figures.NAMES for s in figures.FORMATS}
+    assert all(figure.axes[0].containers for figure in drawn.values()), "error bars"
+    svg = {p.name: p.read_bytes() for p in paths if p.suffix == ".svg"}
+    assert all(b">fastv</text>" in body for body in svg.values()), "text stays text"
+    figures.draw(example(counter, (16, 8)), tmp_path)
+    assert svg == {name: (tmp_path / name).read_bytes() for name in svg}
+    nothing = example(counter, (16,)).assign(average=float("nan"))
+    assert figures.draw(nothing, tmp_path) == [] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "average, cost, front",
+    [
+        ([100, 90, 80, 95], [10, 5, 6, 7], ([5, 7, 10], [90, 95, 100])),
+        ([100, 100, 50], [10, 8, 8], ([8], [100])),
+    ],
+)
+def test_the_pareto_front_has_what_no_other_beats(average, cost, front):
+    names = ["a", "b", "c", "d"][: len(average)]
+    rows = pd.DataFrame({"method": names, "average": average, "prefill": cost})
+    key = pd.DataFrame({"method": ["oracle"], "average": [200], "prefill": [1]})
+    assert figures._front(pd.concat([rows, key]), "prefill") == front
 
 
 def test_a_failed_cell_leaves_gaps_and_no_average(counter):

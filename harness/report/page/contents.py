@@ -17,8 +17,6 @@ from harness.tasks.bootstrap import holm, paired_p_values
 
 #: differences are called significant below this, after Holm's correction
 LEVEL = 0.05
-#: answer keys know where the answer is; they bound what a method could reach
-ANSWER_KEYS = ("oracle", "things")
 
 
 def acts(spec: str) -> tuple[str, str]:
@@ -37,7 +35,10 @@ def roles(table: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
     found = {}
     for row in table.to_dict("records"):
         name = row["spec"].partition(":")[0]
-        found[row["method"]] = ("answer key" if name in ANSWER_KEYS else row["kind"], *acts(row["spec"]))
+        found[row["method"]] = (
+            "answer key" if name in numbers.ANSWER_KEYS else row["kind"],
+            *acts(row["spec"]),
+        )
     return found
 
 
