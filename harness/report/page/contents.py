@@ -153,7 +153,7 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
     wanted: dict[str, list[int]] = {}
     for task, row in session.explored:
         wanted.setdefault(task, []).append(row)
-    several = len(session.config.budgets) > 1
+    several, methods = len(session.config.budgets) > 1, registry.available(answer_key=True)
     found = []
     for documents in session.documents:
         rows = wanted.get(documents.benchmark.name, [])
@@ -195,7 +195,7 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
                 name = names.get(cell.method.spec, cell.method.spec)
                 if several and cell.method.budget is not None:
                     name += f" @ {cell.method.budget:g}"
-                pruner = registry.available(answer_key=True)[cell.method.name]
+                pruner = methods[cell.method.name]
                 own_raster = pruner.image_grid is not Pruner.image_grid  # no places of this one
                 question.answers[name] = {
                     "text": answer.text,
