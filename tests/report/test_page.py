@@ -41,7 +41,7 @@ def question(number: int, right: dict[str, bool]) -> page.Explored:
             "kept": [0, 5],
             "ordered": m == "stepprune",
             "tokens": 2,
-            "merged": page.packed([-1] * 10 + [1] * 2 + [-1] * 4) if m == "fastv" else None,
+            "merged": [-1] * 10 + [1] * 2 + [-1] * 4 if m == "fastv" else None,
         }
         for m, ok in right.items()
     }
@@ -306,6 +306,15 @@ def test_the_page_is_no_wider_than_the_window(opened, width):
     wide = opened.execute_script("return document.documentElement.scrollWidth")
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert wide <= width
+
+
+@pytest.mark.parametrize("places", [[], [0], [5, -3, 35], [1295, 7], [40000, -1]])
+def test_places_are_packed_and_come_back(places):
+    text = page.packed(places)
+    width = int(text[0])
+    parts = [text[i : i + width] for i in range(1, len(text), width)]
+    assert [-1 if part[0] == "." else int(part, 36) for part in parts] == [max(p, -1) for p in places]
+    assert page.packed(None) is None
 
 
 def test_the_explorers_sample_is_fixed_and_nested():

@@ -41,8 +41,8 @@ class Explored:
         regime: of the scene, "" where the data does not say.
         kind: of the question, "" where the data does not say.
         evidence: visual tokens that hold the answer.
-        answers: by method: text, score (0 to 1), kept (list; None: not known, or everything), tokens (their
-            number in the last layer), ordered (kept is in the order of choice), merged (see `packed`).
+        answers: by method: text, score (0 to 1), kept (places; None: not known, or everything), tokens (their
+            number in the last layer), ordered (kept is in the order of choice), merged (`Answer.merged`).
     """
 
     id: str
@@ -107,6 +107,10 @@ def build(
         {
             **vars(q),
             "evidence": list(q.evidence),
+            "answers": {
+                method: {**a, "kept": packed(a["kept"]), "merged": packed(a["merged"])}
+                for method, a in q.answers.items()
+            },
             "image": pictures.setdefault(picture(q.image), len(pictures)),
         }
         for q in questions
@@ -148,20 +152,22 @@ def _number(value: object) -> float | None:
 
 
 def picture(image) -> str:
-    """A PIL image as a data URI, WebP (half of a JPEG), scaled down to at most SIDE."""
+    """A PIL image as a data URI, WebP (a third of a JPEG), scaled down to at most SIDE."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
-    small.save(data, "WEBP", quality=75)
+    small.save(data, "WEBP", quality=40, method=6)
     return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def packed(merged: Sequence[int] | None) -> str | None:
-    """`Answer.merged` as text, two characters per token: the place in base 36, or `..` for none. None for
-    None, and for more places than fit."""
-    if merged is None or max(merged) >= 36**2:
+def packed(places: Sequence[int] | None) -> str | None:
+    """Places as text, half as long as a list in JSON: a digit, and so many characters for each place: its
+    number in base 36, or dots for one below 0. None for None."""
+    if places is None:
         return None
-    return "".join(".." if place < 0 else np.base_repr(place, 36).lower().zfill(2) for place in merged)
+    width = len(np.base_repr(max([0, *places]), 36))
+    numbers = (np.base_repr(p, 36).lower().zfill(width) if p >= 0 else "." * width for p in places)
+    return f"{width}{''.join(numbers)}"
 
 
 def as_json(data: Mapping) -> str:

@@ -203,7 +203,7 @@ def explored(session, outcome, names: Mapping[str, str]) -> list[page.Explored]:
                     "kept": None if answer.kept is None or own_raster else list(answer.kept),
                     "tokens": answer.visual_tokens[-1],
                     "ordered": hasattr(pruner, "orders"),
-                    "merged": None if own_raster else page.packed(answer.merged),
+                    "merged": None if own_raster or answer.merged is None else list(answer.merged),
                 }
             found.append(question)
     return found

@@ -248,6 +248,19 @@ function drawPlot() {
 
 // ---- explorer
 
+/** Places as `packed` in Python wrote them; -1 for one that is none. */
+function unpacked(text) {
+  if (!there(text)) return null;
+  const width = Number(text[0]), found = [];
+  for (let i = 1; i < text.length; i += width) found.push(text[i] === "." ? -1 : parseInt(text.slice(i, i + width), 36));
+  return found;
+}
+for (const question of data.questions)
+  for (const answer of Object.values(question.answers)) {
+    answer.kept = unpacked(answer.kept);
+    answer.merged = unpacked(answer.merged);
+  }
+
 const explorer = { list: [], at: 0, method: null };
 
 function filtered() {
@@ -305,14 +318,7 @@ function drawQuestion() {
 }
 
 /** Which kept token (by place) took in each dropped place: Map from place of the picture. */
-function holders(merged) {
-  const found = new Map();
-  for (let i = 0; merged && 2 * i < merged.length; i++) {
-    const place = parseInt(merged.slice(2 * i, 2 * i + 2), 36);
-    if (!Number.isNaN(place)) found.set(i, place);
-  }
-  return found;
-}
+const holders = (merged) => new Map((merged || []).map((place, i) => [i, place]).filter(([, place]) => place >= 0));
 
 function overlay(canvas, q, answer, note) {
   const context = canvas.getContext("2d"), [rows, cols] = q.grid;
