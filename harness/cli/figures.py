@@ -41,9 +41,9 @@ example:
 
 POLICY = """\
 examples:
-  python -m harness policy                                       the shipped StepPrune policy for 64 tokens
+  python -m harness policy    the shipped StepPrune policy for 64 tokens
   python -m harness policy --backbone pocket-qwen --budget 48 --json > policy.json
-  python -m harness policy --method stepprune:checkpoint=results/runs/stepprune/k64.safetensors --limit 20
+  python -m harness policy --method stepprune:checkpoint=k64.safetensors --limit 20
 """
 
 

@@ -65,7 +65,7 @@ examples:
 CALIBRATE = """\
 example:
   python -m harness calibrate stepprune \\
-      --checkpoint results/runs/stepprune/k64.safetensors --tokens 48 96
+      --checkpoint results/runs/stepprune/pocket-llava/k64.safetensors --tokens 48 96
 """
 BENCH = """\
 examples:
