@@ -4,7 +4,7 @@ Works the same on `llava-1.5-7b`, `qwen2.5-vl-7b` or a folder; `pocket-llava` is
 """
 
 import backbones
-from harness.pocket.data.scenes import render, sample_scene
+from harness.drawings.scenes import render, sample_scene
 from methods.fastv import FastV
 from methods.visionzip import VisionZip
 

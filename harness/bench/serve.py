@@ -200,7 +200,7 @@ def _pictures(options: ServeOptions, number: int) -> list[str]:
             except BadImage as error:
                 raise UserError(f"--images {path}: no readable image ({error})") from error
         return [found[i % len(found)] for i in range(number)]
-    from harness.pocket.data.scenes import render, sample_scene
+    from harness.drawings.scenes import render, sample_scene
 
     return [_uri(render(sample_scene("eval", 7, i))) for i in range(number)]
 

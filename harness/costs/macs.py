@@ -180,7 +180,7 @@ def count_prefill(
     from torch.utils.flop_counter import FlopCounterMode
 
     model = backbone.model
-    seen = _Shapes(model, counter.family)
+    seen = _InputShapes(model, counter.family)
     with torch.no_grad(), pruner(model) as trace, seen, FlopCounterMode(display=False) as meter:
         prefill(model, inputs)
         rows = trace.visual_tokens.tolist()
@@ -198,7 +198,7 @@ def count_prefill(
     return PrefillCount(tower, projector, llm, selection, text, tuple(rows[0]))
 
 
-class _Shapes(contextlib.AbstractContextManager):
+class _InputShapes(contextlib.AbstractContextManager):
     """Notes the image sizes that the tower ran on, and the tokens that the projector gave."""
 
     def __init__(self, model: nn.Module, family: families.Family):

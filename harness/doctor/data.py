@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.doctor.findings import MISSING, NOTE, OK, Diagnosis, from_error
+from harness.pocket.data import ensure
 from harness.tasks.benchmark import Benchmark
 from harness.tasks.schemas import column_problems, row_problem
 from harness.tasks.sources import BenchmarkFiles, locate
@@ -28,11 +29,13 @@ class Table:
 def check(config, family) -> Iterator[Diagnosis | Table]:
     """One finding a benchmark, and a Table for each that a run could use. config: RunConfig. family: the
     backbone's."""
-    varied = family is not None and family.any_size
+    data = config.data
+    if data is None and config.suite.synthetic:
+        data = ensure(varied=family is not None and family.any_size)
     for benchmark in config.benchmarks:
         what = f"data {benchmark.name}"
         try:
-            source = locate(config.suite, benchmark, config.data, config.load.download, varied)
+            source = locate(config.suite, benchmark, data, config.load.download)
             problems = [p for role in source.files for p in _problems(benchmark, role, source)]
             documents = _rows(source)
             bad = _bad_images(source)

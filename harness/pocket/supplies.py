@@ -24,8 +24,8 @@ class Pocket8:
         self.split, self.questions, self.seed, self.varied = split, questions, seed, varied
 
     def __getitem__(self, index: int) -> Example:
+        from harness.drawings.scenes import SQUARE, render, sample_scene, varied_canvas
         from harness.pocket.data import documents
-        from harness.pocket.data.scenes import SQUARE, render, sample_scene, varied_canvas
 
         # an own stream: the backbones were trained on seeds below 200, the benchmark's is a date
         seed = 7_000_000 + self.seed
@@ -33,10 +33,10 @@ class Pocket8:
         scene = sample_scene(self.split, seed, index, canvas=canvas)
         rng = np.random.default_rng([7, self.seed, index])
         asked: list[tuple[str, str]] = []
-        first, tries = index * self.questions, 0
+        tasks, first, tries = documents.tasks(), index * self.questions, 0
         while len(asked) < self.questions:  # not every task has a question about every scene
-            task = documents.TASKS[(first + len(asked) + tries) % len(documents.TASKS)]
-            rows = documents.MAKERS[task](scene, rng)
+            task = tasks[(first + len(asked) + tries) % len(tasks)]
+            rows = documents.rows(task, scene, rng)
             if rows:
                 row = rows[int(rng.integers(len(rows)))]
                 asked.append((documents.prompt(task, row), documents.target(task, row)))
@@ -49,8 +49,8 @@ class EvidencePocket8(Pocket8):
     """The same of version 2's scenes, the three regimes in turn: each question with its evidence."""
 
     def __getitem__(self, index: int) -> Example:
-        from harness.pocket.data.v2.paint import render
-        from harness.pocket.data.v2.scenes import SQUARE, sample_scene, varied_canvas
+        from harness.drawings.v2.paint import render
+        from harness.drawings.v2.scenes import SQUARE, sample_scene, varied_canvas
 
         seed, found, again = 7_000_000 + self.seed, [], index
         while not found:  # about a lone word nothing can be asked: then another scene of that regime
@@ -64,16 +64,16 @@ class EvidencePocket8(Pocket8):
 
     def _ask(self, scene, index: int) -> list[tuple[tuple[str, str], tuple]]:
         """(text and answer, boxes) of up to `questions` questions."""
+        from harness.drawings.v2.interview import Interview
         from harness.pocket.data import documents
-        from harness.pocket.data.v2.documents import TASKS, Interview
 
         rng = np.random.default_rng([8, self.seed, index])
         interview = Interview(scene, rng, Counter(), disjoint=False)
         found: list[tuple[tuple[str, str], tuple]] = []
-        first = index * self.questions
-        for i in range(first, first + self.questions + len(TASKS)):
-            task = TASKS[i % len(TASKS)]
-            if rows := [row for row in interview.ask(task) if row["evidence"]]:
+        tasks, first = documents.tasks(), index * self.questions
+        for i in range(first, first + self.questions + len(tasks)):
+            task = tasks[i % len(tasks)]
+            if rows := [row for row in documents.ask(interview, task) if row["evidence"]]:
                 row = rows[int(rng.integers(len(rows)))]
                 pair = documents.prompt(task, row), documents.target(task, row)
                 found.append((pair, tuple(map(tuple, row["evidence"]))))

@@ -81,16 +81,16 @@ def scenes(question: str | None, varied: bool = False) -> list[Picture]:
     """The first scene of Pocket-8's evaluation split with 2 things, and the first with 12."""
     from itertools import count
 
+    from harness.drawings.scenes import SQUARE, render, sample_scene, varied_canvas
     from harness.pocket.data import documents
     from harness.pocket.data.build import SEED
-    from harness.pocket.data.scenes import SQUARE, render, sample_scene, varied_canvas
 
     found = []
     for things in (2, 12):
         canvases = (varied_canvas(SEED, i) if varied else SQUARE for i in count())
         drawn = (sample_scene("eval", SEED, i, canvas=canvas) for i, canvas in enumerate(canvases))
         scene = next(s for s in drawn if len(s.things) == things)
-        row = documents.MAKERS["vqav2"](scene, np.random.default_rng(0))[0]
+        row = documents.rows("vqav2", scene, np.random.default_rng(0))[0]
         asked = question or documents.prompt("vqav2", row)
         found.append(Picture(render(scene), asked, "" if question else documents.target("vqav2", row)))
     return found

@@ -164,8 +164,12 @@ class Session:
         from harness.tasks.sources import locate
 
         config = self.config
-        varied = config.suite.synthetic and self.backbone.family.any_size
-        return [locate(config.suite, b, config.data, config.load.download, varied) for b in config.benchmarks]
+        data = config.data
+        if data is None and config.suite.synthetic:
+            from harness.pocket.data import ensure
+
+            data = ensure(varied=self.backbone.family.any_size)
+        return [locate(config.suite, b, data, config.load.download) for b in config.benchmarks]
 
     @functools.cached_property
     def documents(self) -> list:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from harness.drawings.drawing import Drawing
 from harness.tasks.scoring import Scoring
 
 #: kinds of columns in the data sets' files (`harness.tasks.schemas` checks them)
@@ -53,6 +54,7 @@ class Benchmark:
         variant_of: the benchmark that this one asks in another way; where a run has both, the average counts
             the variant (it is the paper's way).
         answer_problem: what is wrong with a row's answer, in words; empty if nothing is.
+        drawing: how Pocket-8 draws its questions; None: it does not.
         adapt: (upstream's configuration as a dict) -> None; changes what upstream's code gets wrong.
     """
 
@@ -81,6 +83,7 @@ class Benchmark:
     variant_of: str | None = None
     answer_problem: Callable[[Row], str] = lambda row: ""
     adapt: Callable[[dict], None] = lambda config: None
+    drawing: Drawing | None = None
 
     def group_key(self, row: Row, number: int) -> object:
         """Documents with the same key are scored together and stay together in a slice."""

@@ -176,14 +176,9 @@ def locate(
     benchmark: Benchmark,
     data: Path | None,
     download: bool = False,
-    varied: bool = False,
 ) -> BenchmarkFiles:
-    """The benchmark's files in a suite (`harness.tasks.suites`); without `data`, Pocket-8 is drawn on first
-    use, on canvases of varied size or on squares."""
+    """The benchmark's files in a suite (`harness.tasks.suites`). data: the folder that holds them; None: the
+    hub's cache."""
     if suite.split is None:
         return hub(benchmark, data, download)
-    if data is None:
-        from harness.pocket import data
-
-        data = data.ensure(varied=varied)
     return flat(benchmark, data, suite.split)

@@ -14,7 +14,7 @@ import torch
 from harness.cli import app
 from harness.doctor import estimate, machine, online
 from harness.doctor.findings import MISSING, NOTE, OK
-from harness.pocket.data import build
+from harness.pocket.data import build, documents
 from harness.tasks.suites import BENCHMARKS
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -50,7 +50,7 @@ def test_a_run_that_could_start(doctor, hub_checkpoints, mirror, family, tmp_pat
 def test_pocket8_is_checked_as_the_backbone_will_see_it(
     doctor, hub_checkpoints, family, drawn, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
+    monkeypatch.setattr(documents, "questions", lambda version: {"gqa": 4})
     monkeypatch.setenv("POCKET8_HOME", str(tmp_path / "pocket8"))
     code, said = doctor(
         "--backbone", hub_checkpoints[family], "--tasks", "gqa", "--no-model", "--no-estimate"

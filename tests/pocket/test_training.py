@@ -10,9 +10,9 @@ from transformers import CLIPVisionModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 import backbones
-from harness.pocket.data import documents
-from harness.pocket.data.v2.paint import render
-from harness.pocket.data.v2.scenes import sample_scene
+from harness.drawings import wording
+from harness.drawings.v2.paint import render
+from harness.drawings.v2.scenes import sample_scene
 from harness.pocket.recipe import dense_tower, families, language, packing, sizes, tower
 from harness.pocket.recipe.drills import LETTERED, Lessons, picks
 from harness.pocket.recipe.families import FAMILIES
@@ -139,7 +139,7 @@ def test_lettered_questions_are_the_harness_s_with_a_thought_an_option(family):
         ]:
             answer = drill.pieces[-1][1]
             options = [t for text, t in drill.pieces[:-1] if text[2:4] == ". "]
-            letter = documents.LETTERS.index(answer)
+            letter = wording.LETTERS.index(answer)
             assert options == ["no"] * letter + [answer] + ["no"] * (len(options) - letter - 1)
             text = family.lead + "".join(t for t, _ in drill.pieces) + family.tail
             _, ids, targets, _ = language.encode(family, drill)

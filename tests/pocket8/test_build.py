@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from backbones import families
+from harness.drawings.scenes import render
 from harness.pocket import data
 from harness.pocket.data import build, documents
-from harness.pocket.data.scenes import render
 from harness.tasks.lmms import Documents
 from harness.tasks.lmms import build as build_task
 from harness.tasks.sources import flat
@@ -40,14 +40,14 @@ COLUMNS = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "QUESTIONS", dict.fromkeys(build.QUESTIONS, 8))
+        patch.setattr(documents, "questions", lambda version: dict.fromkeys(documents.tasks(), 8))
         return build.build(tmp_path_factory.mktemp("pocket8"), progress=False)
 
 
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "QUESTIONS", {"pope": 8, "textvqa": 8})
+        patch.setattr(documents, "questions", lambda version: {"pope": 8, "textvqa": 8})
         return build.build(tmp_path_factory.mktemp("varied"), progress=False, varied=True)
 
 
@@ -67,7 +67,7 @@ def test_varied_images_have_their_scenes_sizes(varied):
 
 
 def test_backbones_that_take_any_size_get_varied_canvases(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
+    monkeypatch.setattr(documents, "questions", lambda version: {"gqa": 4})
     monkeypatch.setenv("POCKET8_HOME", str(tmp_path))
     square = data.ensure(varied=families.of_type("llava").any_size)
     varied = data.ensure(varied=families.of_type("qwen2_5_vl").any_size)
@@ -99,7 +99,7 @@ def test_gqa_images_are_all_there(root):
 
 
 def test_ensure_draws_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
+    monkeypatch.setattr(documents, "questions", lambda version: {"gqa": 4})
     monkeypatch.setenv("POCKET8_HOME", str(tmp_path))
     first = build.ensure()
     stamp = (first / "gqa" / "eval_images.parquet").stat().st_mtime_ns
@@ -107,7 +107,7 @@ def test_ensure_draws_once(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [f"v{build.VERSION}"]
 
 
-@pytest.mark.parametrize("task", documents.TASKS)
+@pytest.mark.parametrize("task", documents.tasks())
 def test_training_prompt_and_target_are_lmms_evals(root, task):
     """The trainer words a row just as lmms-eval's task does, and lmms-eval counts the trained answer as
     right.
@@ -144,7 +144,7 @@ def _images(root):
 
 def test_what_a_killed_drawing_left_is_removed(tmp_path, monkeypatch):
     """17 MB stayed in the cache for ever. What another process draws just now stays, and a user's folders."""
-    monkeypatch.setattr(build, "QUESTIONS", {"gqa": 4})
+    monkeypatch.setattr(documents, "questions", lambda version: {"gqa": 4})
     monkeypatch.setenv("POCKET8_HOME", str(tmp_path))
     left, mine = tmp_path / ".drawing-ab_cdef1", tmp_path / ".drawing-by-hand"
     for folder in (left, mine):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.pocket.data.scenes import (
+from harness.drawings.scenes import (
     BACKGROUNDS,
     IMAGE_SIZE,
     SPLIT_BUCKETS,

@@ -6,13 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from harness.pocket.data import build, documents
-from harness.pocket.data.facts import CATEGORIES
-from harness.pocket.data.v2 import build as v2
-from harness.pocket.data.v2 import paint
-from harness.pocket.data.v2.documents import Interview
-from harness.pocket.data.v2.facts import KINDS, facts_of, roots
-from harness.pocket.data.v2.scenes import (
+from harness.drawings.facts import CATEGORIES
+from harness.drawings.v2 import paint
+from harness.drawings.v2.facts import KINDS, facts_of, roots
+from harness.drawings.v2.interview import Interview
+from harness.drawings.v2.scenes import (
     COLOURS,
     DENSE_COVERAGE,
     REGIMES,
@@ -24,9 +22,10 @@ from harness.pocket.data.v2.scenes import (
     sample_scene,
     without_things,
 )
-from harness.pocket.data.vocabulary import CHINESE
+from harness.drawings.vocabulary import CHINESE
+from harness.pocket.data import build, documents, v2
 
-SMALL = dict.fromkeys(documents.TASKS, 8)
+SMALL = dict.fromkeys(documents.tasks(), 8)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +282,7 @@ def test_varied_canvases_hold_crowds_too():
 
 def test_training_interviews_need_not_be_disjoint(scenes):
     interview = Interview(scenes[2], np.random.default_rng(0), disjoint=False)
-    asked = [interview.ask(task) for _ in range(4) for task in documents.TASKS]
+    asked = [documents.ask(interview, task) for _ in range(4) for task in documents.tasks()]
     assert sum(map(bool, asked)) == 32
 
 
@@ -293,9 +292,9 @@ def test_files_of_version_2_read_as_version_1s_do(tmp_path, monkeypatch):
     from harness.tasks.sources import flat
     from harness.tasks.suites import BENCHMARKS
 
-    monkeypatch.setattr(v2, "QUESTIONS", dict.fromkeys(documents.TASKS, 4))
+    monkeypatch.setattr(documents, "questions", lambda version: dict.fromkeys(documents.tasks(), 4))
     root = build.build(tmp_path / "v2", progress=False, version=2)
-    for task in documents.TASKS:
+    for task in documents.tasks():
         rows = Documents(BENCHMARKS[task], flat(BENCHMARKS[task], root, "eval"))
         assert set(rows.rows["regime"]) == set(REGIMES)
         upstream = build_task(rows)

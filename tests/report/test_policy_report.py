@@ -9,8 +9,7 @@ import torch
 
 from harness.check import suite
 from harness.cli import app
-from harness.pocket.data import build
-from harness.pocket.data.v2 import build as v2
+from harness.pocket.data import build, documents
 from harness.report import policy as report
 from harness.tasks.suites import parse_tasks
 from methods.errors import UserError
@@ -24,7 +23,7 @@ from methods.stepprune.policy import Policy, PolicyConfig
 def data(tmp_path_factory):
     """18 questions of Pocket-8's version 2, two tasks' on the same images."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(v2, "QUESTIONS", dict.fromkeys(("gqa", "vqav2"), 12))
+        patch.setattr(documents, "questions", lambda version: dict.fromkeys(("gqa", "vqav2"), 12))
         patch.setattr(build, "SPLITS", ("calibration",))
         return build.build(tmp_path_factory.mktemp("data") / "v2", progress=False, version=2)
 

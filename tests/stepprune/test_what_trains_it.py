@@ -92,7 +92,7 @@ def test_on_the_shipped_backbone_a_word_starts_at_the_things_it_names():
     """A colour's or a shape's word against the patches of all things: the share of pairs that it orders
     right."""
     import backbones
-    from harness.pocket.data.scenes import render, sample_scene
+    from harness.drawings.scenes import render, sample_scene
 
     own = backbones.load("pocket-llava")
     frozen, tokenizer = FrozenModel(own.model, own.adapter), own.processor.tokenizer

@@ -1,18 +1,33 @@
 """A benchmark is one file: put into `harness/tasks/benchmarks`, it is a task of every command."""
 
-import shutil
-
+import pyarrow.parquet as parquet
 import pytest
 
 from harness.cli import app
+from harness.pocket.data import build, documents
 from harness.tasks import benchmarks, suites
 from harness.tasks.schemas import column_problems
 
 NINTH = '''
 """A ninth benchmark: open questions with ten answers, asked by VQAv2's task code."""
 
+from harness.drawings import facts
+from harness.drawings.drawing import Drawing
+from harness.drawings.wording import first_fact, ten_answers
 from harness.tasks.benchmark import ANSWERS, IMAGE, INT, TEXT, Benchmark, rows_in
 from harness.tasks.scoring import EXACT_MATCH
+
+
+
+def rows(scene, rng, number):
+    fact = first_fact(scene, rng, (facts.colour, facts.shape))
+    return [] if fact is None else [ten_answers(fact.question, fact.answer, "other")]
+
+
+def asked(interview, task, category):
+    fact = interview.fact(task, ("lookup",))
+    return [] if fact is None else [(ten_answers(fact.question, fact.answer, "other"), fact)]
+
 
 BENCHMARKS = (
     Benchmark(
@@ -28,6 +43,14 @@ BENCHMARKS = (
         why="made up by a test",
         upstream_split="validation",
         repository="Ninth",
+        drawing=Drawing(
+            questions=6,
+            per_regime=2,
+            rows=rows,
+            asked=asked,
+            identify=lambda row, image, question, position: dict(question_id=question),
+            target=lambda row: row["multiple_choice_answer"],
+        ),
     ),
 )
 '''
@@ -46,9 +69,24 @@ def ninth(tmp_path, monkeypatch):
     return found["ninth"]
 
 
-def test_one_file_is_a_column_of_the_leaderboard(ninth, tiny_checkpoint, tiny_data, tmp_path, capsys):
+@pytest.mark.parametrize("version", build.VERSIONS)
+def test_pocket_draws_its_questions(ninth, tmp_path, monkeypatch, version):
+    """In both versions, as its file says; data sets drawn before do not count as having it."""
+    root = build.default_root(version=version)
+    assert root.name == f"v{version}+ninth"
+    monkeypatch.setattr(documents, "questions", lambda version: {"ninth": 6, "pope": 8})
+    build.build(tmp_path, progress=False, version=version)
+    rows = parquet.read_table(tmp_path / "ninth/eval.parquet").to_pylist()
+    assert len(rows) == 6 if version == 1 else len(rows) == 3 * 6
+    assert [row["question_id"] for row in rows] == list(range(len(rows)))
+    assert all(documents.target("ninth", row) == row["answers"][0]["answer"] for row in rows)
+    assert not column_problems(ninth, "rows", parquet.read_schema(tmp_path / "ninth/eval.parquet"))
+
+
+def test_one_file_is_a_column_of_the_leaderboard(ninth, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
-    shutil.copytree(tiny_data / "vqav2", data / "ninth")
+    monkeypatch.setattr(documents, "questions", lambda version: {"ninth": 6})
+    build.build(data, progress=False)
     arguments = ["--backbone", tiny_checkpoint, "--data", data, "--tasks", "ninth", "--methods", "uniform"]
     arguments += ["--budget", "16", "--max-new-tokens", "2", "--latency-repeats", "1", "--device", "cpu"]
     assert app.run_all([str(a) for a in (*arguments, "--out", tmp_path / "out")]) == 0
@@ -58,9 +96,7 @@ def test_one_file_is_a_column_of_the_leaderboard(ninth, tiny_checkpoint, tiny_da
 
 
 def test_its_columns_are_checked(ninth, tiny_data):
-    import pyarrow.parquet
-
-    schema = pyarrow.parquet.read_schema(next((tiny_data / "pope").glob("*.parquet")))
+    schema = parquet.read_schema(next((tiny_data / "pope").glob("*.parquet")))
     assert column_problems(ninth, "rows", schema)
 
 

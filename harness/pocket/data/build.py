@@ -23,59 +23,25 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import documents
-from .documents import Row, pick
-from .facts import CLAIMS
-from .scenes import SQUARE, SceneV1, render, sample_scene, varied_canvas
-from .v2 import build as v2_build
-from .v2 import paint as v2_paint
-from .v2 import scenes as v2_scenes
+from harness.drawings.scenes import SQUARE, SceneV1, render, sample_scene, varied_canvas
+from harness.drawings.v2 import paint as v2_paint
+from harness.drawings.v2 import scenes as v2_scenes
+from harness.drawings.wording import Row
+from harness.pocket.data import documents
+from harness.pocket.data import v2 as v2_build
+from harness.tasks.suites import BENCHMARKS
 
 _DRAWING = ".drawing-"
 #: The version that is drawn and asked unless another is named; 2 once the weights trained for it are shipped.
 #: Part of the folder's name: a change of scenes, questions or schemas is a new version.
 VERSION = 1
 VERSIONS = (1, 2)
+#: The benchmarks that both versions ask.
+EIGHT = ("gqa", "mmbench_en", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa")
 SEED = 20261122
 #: In front of the names of images on varied canvases, and at the end of their folder's.
 VARIED = "varied"
 SPLITS = ("eval", "calibration")
-#: Questions per task in the evaluation split (MMBench counts base questions, MME pairs); calibration has a
-#: quarter.
-QUESTIONS = {
-    "gqa": 240,
-    "mmbench_en": 120,
-    "mmbench_cn": 120,
-    "mme": 128,
-    "pope": 240,
-    "scienceqa": 240,
-    "vqav2": 240,
-    "textvqa": 240,
-}
-#: Documents drawn from one image, as the real sets do.
-PER_IMAGE = {"gqa": 2, "pope": 2, "vqav2": 2}
-#: Columns the task code does not read but the hub's files have.
-_EXTRA: dict[str, Row] = {
-    "gqa": dict(
-        isBalanced=True, groups={"global": "", "local": ""}, entailed="", equivalent="", semanticStr=""
-    ),
-    "scienceqa": dict(
-        task="closed choice",
-        grade="grade2",
-        subject="natural science",
-        category="scenes",
-        skill="look",
-        lecture="",
-        solution="",
-    ),
-    "textvqa": dict(
-        image_width=None,  # the scene's, as is the height
-        image_height=None,
-        flickr_original_url="",
-        flickr_300k_url="",
-        image_classes=["Scene"],
-    ),
-}
 
 
 def drawn(scene: SceneV1 | v2_scenes.Scene):
@@ -104,58 +70,30 @@ def scene_of(name: str) -> SceneV1 | v2_scenes.Scene:
 
 
 def _scene(task: str, split: str, index: int, varied: bool) -> SceneV1:
-    seed = SEED + documents.TASKS.index(task)
+    seed = SEED + documents.tasks().index(task)
     canvas = varied_canvas(seed, index) if varied else SQUARE
     return sample_scene(split, seed, index, canvas=canvas)
 
 
 def _groups(task: str, split: str, wanted: int, varied: bool = False):
     """Yields (image name, scene, rows of one question) until `wanted` questions were made."""
-    stream = documents.TASKS.index(task)
+    stream = documents.tasks().index(task)
     made = index = 0
     while made < wanted:
         scene = _scene(task, split, index, varied)
         rng = np.random.default_rng([SEED, stream, index])
-        for _ in range(PER_IMAGE.get(task, 1)):
-            if task == "mme":
-                rows = documents.mme(scene, rng, category=list(CLAIMS)[made % len(CLAIMS)])
-            elif task == "pope":
-                claim = documents.pope(scene, rng)
-                rows = [pick(rng, claim)] if claim else []
-            else:
-                rows = documents.MAKERS[task](scene, rng)
+        for _ in range(documents.drawing(task).per_image):
+            rows = documents.rows(task, scene, rng, made)
             if rows and made < wanted:
                 yield image_name(task, split, index, varied), scene, rows
                 made += 1
         index += 1
 
 
-def _identify(task: str, split: str, row: Row, image: str, question: int, position: int) -> Row:
-    """The id columns of each benchmark."""
-    if task == "gqa":
-        return dict(id=f"{question:07d}", imageId=image)
-    if task.startswith("mmbench"):
-        return dict(index=question + 1 + position * 1_000_000, split="dev")
-    if task == "mme":
-        return dict(question_id=f"{row['category']}/{question:04d}.png")
-    if task == "pope":
-        return dict(id=str(question), question_id=str(question), image_source=image)
-    if task == "vqav2":
-        return dict(image_id=int(image.rsplit("-", 1)[1]), question_id=question)
-    if task == "textvqa":
-        return dict(image_id=image, question_id=question, set_name="val")
-    return {}
-
-
-def _extra(task: str, scene: SceneV1) -> Row:
-    """`_EXTRA` of a scene's rows, in the order of the columns."""
-    size = dict(image_width=scene.width, image_height=scene.height) if task == "textvqa" else {}
-    return _EXTRA.get(task, {}) | size
-
-
 def _write(rows: list[Row], path: Path) -> None:
     from datasets import Dataset, Image
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     table = Dataset.from_list(rows)
     if "image" in rows[0]:
         table = table.cast_column("image", Image())
@@ -167,7 +105,7 @@ def _all_groups(split: str, varied: bool, version: int):
     if version == 2:
         yield from v2_build.groups(split, varied).items()
         return
-    for task, count in QUESTIONS.items():
+    for task, count in documents.questions(1).items():
         yield task, _groups(task, split, count if split == "eval" else count // 4, varied)
 
 
@@ -178,41 +116,36 @@ def build(root: Path, progress: bool = True, varied: bool = False, version: int 
     import datasets
 
     datasets.disable_progress_bars()  # one bar over the files is enough
-    bar = tqdm(total=len(SPLITS) * len(QUESTIONS), desc="drawing Pocket-8", unit="file", disable=not progress)
+    total = len(SPLITS) * len(documents.questions(version))
+    bar = tqdm(total=total, desc="drawing Pocket-8", unit="file", disable=not progress)
     for split in SPLITS:
         for task, groups in _all_groups(split, varied, version):
-            folder = root / task
-            folder.mkdir(parents=True, exist_ok=True)
+            drawing, files = documents.drawing(task), BENCHMARKS[task].files
             rows, images = [], {}
             for question, (name, scene, group) in enumerate(groups):
                 if name not in images:
                     images[name] = _png(scene, name)
                 for position, row in enumerate(group):
-                    identified = (
-                        _identify(task, split, row, name, question, position) | row | _extra(task, scene)
-                    )
-                    rows.append(identified if task == "gqa" else identified | {"image": images[name]})
-            if task.startswith("mmbench"):
-                # The hub's files list all first rotations, then all second ones, ...
-                rows.sort(key=lambda r: r["index"])
-            if task == "gqa":
-                _write(rows, folder / f"{split}_instructions.parquet")
-                _write(
-                    [dict(id=name, image=image) for name, image in images.items()],
-                    folder / f"{split}_images.parquet",
-                )
-            else:
-                _write(rows, folder / f"{split}.parquet")
+                    row = drawing.identify(row, name, question, position) | row | drawing.extra(scene)
+                    rows.append(row if "images" in files else row | {"image": images[name]})
+            if drawing.order is not None:
+                rows.sort(key=drawing.order)
+            _write(rows, root / files["rows"].format(split=split))
+            if "images" in files:
+                table = [dict(id=name, image=image) for name, image in images.items()]
+                _write(table, root / files["images"].format(split=split))
             bar.update()
     bar.close()
     return root
 
 
 def default_root(varied: bool = False, version: int = VERSION) -> Path:
-    """`$POCKET8_HOME`, or a folder in the user's cache; named after the version."""
+    """`$POCKET8_HOME`, or a folder in the user's cache; named after the version, and after
+    benchmarks beyond the eight."""
     home = os.environ.get("POCKET8_HOME")
     base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pocket8"
-    return base / (f"v{version}" + f"-{VARIED}" * varied)
+    others = "".join(f"+{task}" for task in documents.tasks() if task not in EIGHT)
+    return base / (f"v{version}" + f"-{VARIED}" * varied + others)
 
 
 def ensure(root: Path | None = None, varied: bool = False, version: int = VERSION) -> Path:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.drawings import wording
+from harness.drawings.facts import CATEGORIES, plural
+from harness.drawings.v2.facts import KINDS, NUMBERS, Fact
+from harness.drawings.v2.interview import Interview
+from harness.drawings.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene
 from harness.pocket.data import documents
-from harness.pocket.data.facts import CATEGORIES, plural
-from harness.pocket.data.v2.documents import Interview, options_in
-from harness.pocket.data.v2.facts import KINDS, NUMBERS, Fact
-from harness.pocket.data.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene
 
 #: Words of the questions that drills leave out.
 _SILENT = re.compile(
@@ -49,7 +50,7 @@ class Drill:
     whole: bool = False
 
 
-def asked(task: str, row: documents.Row) -> Drill:
+def asked(task: str, row: wording.Row) -> Drill:
     """A benchmark's question as the harness words it, with a thought after each option: its letter if it is
     the right one, else "no".
     """
@@ -83,13 +84,14 @@ def single(scene: Scene) -> list[Drill]:
 
 def _lettered(answer: str, domain: Sequence[str], ask: str, kind: str, chinese: bool, rng) -> Drill:
     fact = Fact(kind, kind, "", "", answer, tuple(domain), ())
-    options = documents.options_of(fact, rng)
+    options = wording.options_of(fact, rng)
+    shown = map(wording.in_chinese, options) if chinese else options
     listed = tuple(
         (f"\n{letter}. {text}", letter if option == answer else "no")
-        for letter, text, option in zip(documents.LETTERS, options_in(options, chinese), options)
+        for letter, text, option in zip(wording.LETTERS, shown, options)
     )
-    tail = documents.LETTER_ANSWER_CN if chinese else documents.LETTER_ANSWER
-    letter = documents.LETTERS[options.index(answer)]
+    tail = wording.LETTER_ANSWER_CN if chinese else wording.LETTER_ANSWER
+    letter = wording.LETTERS[options.index(answer)]
     return Drill(kind, ((ask, None if kind == "pick" else answer), *listed, (tail, letter)), whole=True)
 
 
@@ -142,7 +144,7 @@ class Lessons:
         """Up to `most` questions of a benchmark, one of each document's rows."""
         found = []
         for _ in range(most):
-            rows = self._interview.ask(task)
+            rows = documents.ask(self._interview, task)
             if rows:
                 found.append(asked(task, rows[int(self.rng.integers(len(rows)))]))
         return found

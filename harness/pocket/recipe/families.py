@@ -17,8 +17,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from harness.pocket.data.v2.paint import render
-from harness.pocket.data.v2.scenes import SQUARE, Scene, varied_canvas
+from harness.drawings.v2.paint import render
+from harness.drawings.v2.scenes import SQUARE, Scene, varied_canvas
 from harness.pocket.recipe import dense_tower
 from harness.pocket.recipe.labels import label_cells, label_image
 from harness.pocket.recipe.sizes import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.pocket.data.v2.scenes import COLOURS, DIGITS, PATCH, REGIMES, SHAPES, TEXTURES, WORDS, Scene
+from harness.drawings.v2.scenes import COLOURS, DIGITS, PATCH, REGIMES, SHAPES, TEXTURES, WORDS, Scene
 
 NAMES = SHAPES + WORDS + DIGITS
 TEXTS = WORDS + DIGITS

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from harness.pocket.data.documents import TASKS
-from harness.pocket.data.v2.scenes import COLOURS, TEXTURES, Scene, sample_scene
+from harness.drawings.v2.scenes import COLOURS, TEXTURES, Scene, sample_scene
+from harness.pocket.data import documents
 from harness.pocket.recipe.drills import DRILLS, LETTERED, Drill, Lessons, picks
 from harness.pocket.recipe.families import PocketFamily
 from harness.pocket.recipe.labels import NAMES, TEXTS
@@ -278,7 +278,7 @@ def align(family: PocketFamily, model: nn.Module, seed: int, scenes: int, steps:
 
 def train(family: PocketFamily, stage: TrainingStage, model: nn.Module, seed: int, batch: int) -> None:
     """From where `stage` is to its end, or to where it has to stop."""
-    stage.columns = ("loss", "grad_norm", *TASKS, *DRILLS)
+    stage.columns = ("loss", "grad_norm", *documents.tasks(), *DRILLS)
     groups = Groups(family, stage.name, seed, stage.step, stage.steps, batch)
     loader = DataLoader(groups, batch_size=None, num_workers=1, prefetch_factor=1, collate_fn=tuple)
     for first, pixels, grid, owner, packs in loader:

@@ -14,17 +14,18 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from harness.drawings import wording
+from harness.drawings.v2.interview import Interview
+from harness.drawings.v2.scenes import sample_scene
+from harness.drawings.vocabulary import CHINESE
 from harness.pocket.data import documents
-from harness.pocket.data.v2.documents import Interview
-from harness.pocket.data.v2.scenes import sample_scene
-from harness.pocket.data.vocabulary import CHINESE
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 INSTRUCTIONS = (
-    documents.SHORT_ANSWER,
-    documents.LETTER_ANSWER,
-    documents.LETTER_ANSWER_CN,
-    " " + documents.OPTIONS_HEADER,
+    wording.SHORT_ANSWER,
+    wording.LETTER_ANSWER,
+    wording.LETTER_ANSWER_CN,
+    " " + wording.OPTIONS_HEADER,
 )
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"
@@ -76,13 +77,13 @@ def _fragments(scenes: int = 240) -> list[str]:
         interview = Interview(
             sample_scene("train", 2**31 - 1, index), np.random.default_rng(index), disjoint=False
         )
-        for task in documents.TASKS:
-            for row in (row for _ in range(6) for row in interview.ask(task)[:2]):
+        for task in documents.tasks():
+            for row in (row for _ in range(6) for row in documents.ask(interview, task)[:2]):
                 text = f"{documents.prompt(task, row)} ASSISTANT: {documents.target(task, row)}"
                 for instruction in INSTRUCTIONS:
                     text = text.replace(instruction, "\n")
                 english.update(piece for piece, _ in splitter.pre_tokenize_str(text) if piece.isascii())
-    spaced = {f" {word}" for word in CHINESE} | {f" {letter}" for letter in documents.LETTERS}
+    spaced = {f" {word}" for word in CHINESE} | {f" {letter}" for letter in wording.LETTERS}
     return (
         sorted(english | spaced) + sorted(set(CHINESE.values())) + list(CHINESE_PIECES)
         + ["USER", " ASSISTANT"]

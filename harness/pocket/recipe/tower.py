@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from harness.pocket.data.v2.scenes import REGIMES, Scene, sample_scene
+from harness.drawings.v2.scenes import REGIMES, Scene, sample_scene
 from harness.pocket.recipe.families import Labels, PocketFamily
 from harness.pocket.recipe.labels import CELL_CLASSES, IMAGE_CLASSES, NAMES, PRESENCE, SHAPES
 from harness.pocket.recipe.progress import TrainingStage

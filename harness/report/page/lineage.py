@@ -19,7 +19,7 @@ STANDINGS = {"own": "the method's own paper", "rerun": "measured again by others
 
 
 @dataclass(frozen=True)
-class Cell:
+class PublishedCell:
     """text: as printed. state: checked, other (others print another figure), or "". title: why."""
 
     text: str
@@ -104,7 +104,7 @@ def _table(table: Accuracy, claims: Sequence[AuthorClaim]) -> dict:
     for row in table.rows:
         second = [c for c in claims if _same_row(c, table, row)]
         cells = [asdict(_cell(row, task, second)) for task in table.tasks]
-        mean = Cell(MISSING) if row.average is None else _average(table, row)
+        mean = PublishedCell(MISSING) if row.average is None else _average(table, row)
         origin = STANDINGS.get(row.standing or "", "not known")
         origin += f": {row.copied_from}" if row.copied_from else ""
         rows.append(
@@ -124,27 +124,27 @@ def _same_row(claim: AuthorClaim, table: Accuracy, row: ScoreRow) -> bool:
     return claim.backbone == table.backbone and ours == theirs and bool(row.tokens) and not claim.setting
 
 
-def _cell(row: ScoreRow, task: str, second: Sequence[AuthorClaim]) -> Cell:
+def _cell(row: ScoreRow, task: str, second: Sequence[AuthorClaim]) -> PublishedCell:
     value = row.scores[task]
     for other in row.elsewhere:
         if other.column == task:
             note = f" ({other.note})" if other.note else ""
-            return Cell(f"{value}", "other", f"{other.value} in {other.by}{note}")
+            return PublishedCell(f"{value}", "other", f"{other.value} in {other.by}{note}")
     for claim in second:
         theirs = claim.scores.get(task)
         if claim.standing == "rerun" or theirs is None:
             continue
         if abs(theirs - value) <= half_unit(theirs) + half_unit(value) + 1e-9:
-            return Cell(f"{value}", "checked", f"the same in {claim.source}")
-    return Cell(f"{value}")
+            return PublishedCell(f"{value}", "checked", f"the same in {claim.source}")
+    return PublishedCell(f"{value}")
 
 
-def _average(table: Accuracy, row: ScoreRow) -> Cell:
+def _average(table: Accuracy, row: ScoreRow) -> PublishedCell:
     """The printed average, and over which columns it follows."""
     vanilla = table.vanilla.scores
     text = f"{row.average}"
     if follows(*average_range(row.scores, vanilla), row.average):
-        return Cell(text, "checked", f"follows from the {len(row.scores)} cells")
+        return PublishedCell(text, "checked", f"follows from the {len(row.scores)} cells")
     ours = f"{average(row, vanilla):.1f}"
     if row.average_over:
         further = ", ".join(_title(t) for t in row.average_over if t in row.further)
@@ -152,8 +152,8 @@ def _average(table: Accuracy, row: ScoreRow) -> Cell:
             f"from the {len(row.scores)} cells {ours}; follows over {len(row.average_over)} columns, with "
             f"{further} of {row.further_source}"
         )
-        return Cell(text, "further", why)
-    return Cell(text, "other", f"does not follow: from the {len(row.scores)} cells {ours}")
+        return PublishedCell(text, "further", why)
+    return PublishedCell(text, "other", f"does not follow: from the {len(row.scores)} cells {ours}")
 
 
 def _others(table: Accuracy, row: ScoreRow) -> list[str]:
@@ -167,7 +167,7 @@ def _others(table: Accuracy, row: ScoreRow) -> list[str]:
             theirs = average({**row.scores, other.column: other.value}, vanilla)
             text += f"; with it the row averages {theirs:.2f} instead of {average(row, vanilla):.2f}"
         said.append(f"{text}.")
-    found = _average(table, row) if row.average is not None else Cell("")
+    found = _average(table, row) if row.average is not None else PublishedCell("")
     if found.state in ("further", "other"):
         said.append(f"{_of(row)}, average {found.text}: {found.title}.")
     return said

@@ -6,6 +6,9 @@ import re
 
 import numpy as np
 
+from harness.drawings import facts
+from harness.drawings.drawing import Drawing
+from harness.drawings.wording import pick
 from harness.tasks.benchmark import IMAGE, TEXT, Benchmark, rows_in, yes_or_no
 from harness.tasks.bootstrap import Units
 from harness.tasks.scoring import Score, Scoring, number
@@ -63,6 +66,46 @@ _SCORING = Scoring(
     compared=lambda s, m: (s.extra["pooled_f1"], 100 * number(m["pope_f1_score"])),
 )
 
+#: how absent things were chosen: any, frequent ones, or near-misses (in version 2: by how many there are)
+_STYLES = ("random", "popular", "adversarial")
+
+
+def _rows(scene, rng, number) -> list[dict]:
+    """Both questions about a claim; one of them in the set."""
+    style = pick(rng, _STYLES)
+    claim = facts.claim_existence(scene, rng, style)
+    if claim is None:
+        return []
+    both = [dict(question=q, answer=a, category=style) for q, a in ((claim.true, "yes"), (claim.false, "no"))]
+    return both if number is None else [pick(rng, both)]
+
+
+def _asked(interview, task, category) -> list[tuple]:
+    """Absent objects by their near-misses: random one, popular two, adversarial more, where there are."""
+    style = category or pick(interview.rng, _STYLES)
+    tally, rng = interview.tally, interview.rng
+    answer = min(("yes", "no"), key=lambda a: (tally[task, style, a], rng.random()))
+    near = None if answer == "yes" else _STYLES.index(style) + 1
+    fact = interview.fact(task, ("exists",), answer=answer, near=near)
+    if fact is None:
+        return []
+    tally[task, style, answer] += 1
+    return [(dict(question=fact.question, answer=fact.answer, category=style), fact)]
+
+
+_DRAWING = Drawing(
+    questions=240,
+    per_image=2,
+    per_regime=80,
+    rows=_rows,
+    asked=_asked,
+    categories=_STYLES,
+    identify=lambda row, image, question, position: dict(
+        id=str(question), question_id=str(question), image_source=image
+    ),
+)
+
+
 BENCHMARKS = (
     Benchmark(
         name="pope",
@@ -84,5 +127,6 @@ BENCHMARKS = (
         strata=("adversarial", "popular", "random"),
         part=lambda row: (row["category"], row["answer"].lower().strip()),  # F1 is 0 where nothing is a yes
         answer_problem=yes_or_no,
+        drawing=_DRAWING,
     ),
 )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.pocket.data.facts import CATEGORIES, CATEGORY_OF, CLEAR_GAP, plural
-from harness.pocket.data.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene, Thing
-from harness.pocket.data.vocabulary import CHINESE
+from harness.drawings.facts import CATEGORIES, CATEGORY_OF, CLEAR_GAP, plural
+from harness.drawings.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene, Thing
+from harness.drawings.vocabulary import CHINESE
 
 #: What each kind of question asks.
 KINDS = {

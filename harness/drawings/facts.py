@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import (
+from harness.drawings.scenes import (
     ANIMALS,
     COLOURS,
     DIGITS,
@@ -27,7 +27,7 @@ from .scenes import (
     SceneV1,
     ThingV1,
 )
-from .vocabulary import CHINESE
+from harness.drawings.vocabulary import CHINESE
 
 CATEGORIES = {"animal": ANIMALS, "food": FOODS, "tool": TOOLS, "place": PLACES}
 CATEGORY_OF = {word: name for name, words in CATEGORIES.items() for word in words}
@@ -340,15 +340,3 @@ def claim_sum(scene: SceneV1, rng: np.random.Generator) -> Claim | None:
     right = int(thing.name) + 1
     ask = "Is the {} plus 1 equal to {}?".format
     return Claim("numerical_calculation", ask(english, right), ask(english, _other(rng, range(1, 10), right)))
-
-
-CLAIMS = {
-    "existence": claim_existence,
-    "count": claim_count,
-    "position": claim_position,
-    "color": claim_colour,
-    "OCR": claim_ocr,
-    "commonsense_reasoning": claim_category,
-    "text_translation": claim_translation,
-    "numerical_calculation": claim_sum,
-}

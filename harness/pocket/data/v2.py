@@ -11,21 +11,14 @@ from collections import Counter
 
 import numpy as np
 
-from harness.pocket.data.documents import POPE_STYLES, TASKS, Row
-from harness.pocket.data.v2.documents import MME_CATEGORIES, Interview
-from harness.pocket.data.v2.scenes import REGIMES, SQUARE, Scene, sample_scene, varied_canvas
+from harness.drawings.v2.interview import Interview
+from harness.drawings.v2.scenes import REGIMES, SQUARE, Scene, sample_scene, varied_canvas
+from harness.drawings.wording import Row
+from harness.pocket.data import documents
 
 SEED = 20261126
 PER_IMAGE = 8
 PREFIX, VARIED = "v2", "varied"
-#: Questions per task and regime in the evaluation split (MMBench: base questions, MME: pairs); calibration
-#: has a quarter.
-QUESTIONS = {
-    "gqa": 80, "mmbench_en": 40, "mmbench_cn": 40, "mme": 48, "pope": 80, "scienceqa": 80, "vqav2": 80,
-    "textvqa": 80,
-}  # fmt: skip
-_CATEGORIES = {"mme": tuple(MME_CATEGORIES), "pope": POPE_STYLES}
-
 Groups = dict[str, list[tuple[str, Scene, list[Row]]]]
 
 
@@ -49,10 +42,12 @@ def scene(split: str, index: int, varied: bool) -> Scene:
 def groups(split: str, varied: bool = False, counts: dict[str, int] | None = None) -> Groups:
     """For each task, (image name, scene, rows of one question), a third of them in each regime.
 
-    counts: questions per task and regime; None: QUESTIONS, a quarter of them for another split than eval.
+    counts: questions per task and regime; None: the benchmarks' own, a quarter of them for
+    another split than eval.
     """
-    counts = counts or {t: n if split == "eval" else n // 4 for t, n in QUESTIONS.items()}
-    made: Groups = {task: [] for task in TASKS if task in counts}
+    share = 1 if split == "eval" else 4
+    counts = counts or {task: number // share for task, number in documents.questions(2).items()}
+    made: Groups = {task: [] for task in documents.tasks() if task in counts}
     tallies: dict[str, Counter] = {regime: Counter() for regime in REGIMES}
     left = Counter({(regime, task): counts[task] for regime in REGIMES for task in made})
     index = 0
@@ -76,9 +71,9 @@ def _asked(interview: Interview, counts: dict[str, int], left: Counter):
         if not needy:
             return
         task = max(needy, key=lambda t: left[regime, t] / counts[t])
-        categories = sorted(_CATEGORIES.get(task, (None,)), key=lambda c: tally[task, c])
+        categories = sorted(documents.drawing(task).categories, key=lambda c: tally[task, c])
         for category in categories:
-            if rows := interview.ask(task, category):
+            if rows := documents.ask(interview, task, category):
                 tally[task, category] += 1
                 left[regime, task] -= 1
                 found += 1

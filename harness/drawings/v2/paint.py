@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from harness.pocket.data.scenes import COLOURS, _font, _mask
-from harness.pocket.data.v2.scenes import Scene, Thing, font_of
+from harness.drawings.scenes import COLOURS, _font, _mask
+from harness.drawings.v2.scenes import Scene, Thing, font_of
 
 #: Colours of outlines and of what is written on things.
 LIGHT, DARK = (245, 245, 240), (15, 15, 15)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.pocket.data.scenes import (
+from harness.drawings.scenes import (
     COLOURS,
     DIGITS,
     SHAPES,
