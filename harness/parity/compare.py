@@ -488,7 +488,7 @@ def _load_source(model: Path, inputs: Path, qwen: bool):
     """(model, inputs by number). Raises UserError if a file is missing or incomplete."""
     from harness.parity import drawn, recorded
 
-    loaded = recorded.load_recorded_qwen(model) if qwen else recorded.load_recorded(model)
+    loaded = recorded.load_recorded(model, "qwen" if qwen else "llava")
     tensors = drawn.read(inputs)
     numbers = [int(key.split(".")[1]) for key in tensors if re.fullmatch(r"pixel_values\.\d+", key)]
     sample = _qwen_sample if qwen else _llava_sample

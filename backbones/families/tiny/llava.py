@@ -88,3 +88,54 @@ def to_hub_layout(path: Path, processor) -> None:
     index = read_json(path / "model.safetensors.index.json")
     index["weight_map"] = {former(k): v for k, v in index["weight_map"].items()}
     write_json(path / "model.safetensors.index.json", index)
+
+
+#: the files of a recorded model's weights
+RECORDED_FILES = ("clip_vision", "llama", "projector")
+
+
+def recorded(told: dict, weights: dict):
+    """The LLaVA model that released code was recorded on (`harness.parity`), float32.
+
+    told: configurations of `clip` and `llama`. weights: tensors by file and by transformers 4's names.
+
+    The recordings reserve no token id for the image, so the vocabulary gets one more entry, the last one,
+    which is `config.image_token_id` and is never generated. Raises what `load_state_dict` raises.
+    """
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    image_token = told["llama"]["vocab_size"]
+    vision = CLIPVisionConfig(**told["clip"])
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**{**told["llama"], "vocab_size": image_token + 1}),
+        image_token_index=image_token,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=told.get("vision_feature_layer", -2),
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.load_state_dict(_state(weights), strict=True)
+    model.generation_config.update(eos_token_id=None, suppress_tokens=[image_token])
+    return model.eval()
+
+
+def _state(weights: dict) -> dict:
+    """Names of transformers 5 (no `vision_model.` level, one projector), embeddings with the image's row."""
+    from torch import nn
+
+    state = {}
+    for name, value in weights["clip_vision"].items():
+        if not name.endswith("position_ids"):
+            state["model.vision_tower." + name.removeprefix("vision_model.")] = value
+    for name, value in weights["llama"].items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            value = nn.functional.pad(value, (0, 0, 0, 1))
+        if "rotary_emb" not in name:
+            inner = name.removeprefix("model.")
+            state[name if name == "lm_head.weight" else f"model.language_model.{inner}"] = value
+    for name, value in weights["projector"].items():
+        layer, kind = name.split(".")
+        state[f"model.multi_modal_projector.linear_{1 if layer == '0' else 2}.{kind}"] = value
+    return state

@@ -123,3 +123,30 @@ def to_hub_layout(path: Path, processor) -> None:
     size = images.pop("size")
     limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     write_json(path / "preprocessor_config.json", {**images, **limits, "processor_class": kind})
+
+
+#: the files of a recorded model's weights
+RECORDED_FILES = ("model",)
+
+
+def recorded(told: dict, weights: dict):
+    """The Qwen2.5-VL model that released code was recorded on (`harness.parity`), float32.
+
+    told: its config.json. weights: tensors by file and by transformers 4's names. Raises ValueError for
+    tensors that are missing, unexpected or of another shape.
+    """
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        None,
+        config=Qwen2_5_VLConfig.from_dict(told),
+        state_dict=weights["model"],
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        for name in report[kind]:
+            raise ValueError(f"{kind.partition('_')[0]} {name}")
+    model.generation_config.update(eos_token_id=None)
+    return model.eval()
