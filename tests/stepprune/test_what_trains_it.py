@@ -240,7 +240,7 @@ def test_evidence_teaches_to_find_it(llava, batch, method):
         outcome.loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    assert found[-1] > 0.6 > found[0] + 0.2, found
+    assert found[-1] > max(0.6, found[0] + 0.3), found
     if method == "stepprune":
         assert float(outcome.count.float().mean()) == pytest.approx(size, rel=0.5)
 
