@@ -51,10 +51,14 @@ class Pruner:
     """Base class. A method is a dataclass whose fields are its settings, with docstring, `name`, and `select`
     (acts before the language model) and / or `stages` (acts inside it).
 
-    budget: visual tokens to keep of an image, at most all it has; a float below 1 is a fraction of them; None
-    prunes nothing.
     Use on any supported model: `with FastV(budget=64)(model) as trace: model.generate(**inputs)`.
-    Raises UserError for settings of a wrong type, and for a budget where the class overrides nothing.
+
+    Attributes:
+        budget: visual tokens to keep per image, at most all it has; a float below 1 is a fraction of them;
+            None prunes nothing.
+
+    Raises:
+        UserError: for settings of a wrong type, and for a budget where the class overrides nothing.
     """
 
     budget: int | float | None = None
@@ -95,12 +99,24 @@ class Pruner:
     # ---- what a method says
 
     def select(self, image: ImageView) -> Selection:
-        """Survivors of one image, before the language model. The count may differ between images."""
+        """Survivors of one image, before the language model. The count may differ between images.
+
+        Args:
+            image: features [N, D] (width of the tower) and whatever `signals` and the other class variables
+                ask for.
+
+        Returns:
+            Selection: `kept` int64 [K]; with merged or new `tokens` [K, D] where the method makes any.
+        """
         raise NotImplementedError
 
     def text_before(self, has_cls: bool) -> int:
         """How many text tokens right before an image are offered to `select` as well, as the first ones of
-        `image.features` [.., D]. has_cls: of the vision tower."""
+        `image.features` [.., D].
+
+        Args:
+            has_cls: whether the vision tower has a CLS token.
+        """
         return 0
 
     def select_all(self, images: Sequence[ImageView]) -> list[Selection]:
@@ -108,18 +124,33 @@ class Pruner:
         return [self.select(image) for image in images]
 
     def stages(self, visual_tokens: int, layers: int) -> Sequence[Stage]:
-        """Cuts inside a language model of that many layers, for images of that many visual tokens; they lie
-        before the same layers whatever the image."""
+        """Cuts inside the language model; they lie before the same layers whatever the image.
+
+        Args:
+            visual_tokens: per image.
+            layers: of the language model.
+        """
         return ()
 
     def image_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of visual tokens that the vision tower shall see, given those it would see."""
+        """How large an image the vision tower shall see.
+
+        Args:
+            grid: rows and columns of visual tokens that it would see.
+
+        Returns:
+            Rows and columns that it shall see.
+        """
         return grid
 
     def resources(self, model: torch.nn.Module) -> dict[str, object]:
         """What the method's answers on `model` depend on beside its settings, such as a checkpoint's digest;
-        JSON-able, enters the key of its results. Raises UserError, naming the fix, if something is missing:
-        the method then cannot be used on this model (a run of all methods leaves it out)."""
+        JSON-able, enters the key of its results.
+
+        Raises:
+            UserError: naming the fix, if something is missing: the method then cannot be used on this model,
+                and a run of all methods leaves it out.
+        """
         return {}
 
     def prepare(self, model: torch.nn.Module) -> None:
@@ -166,8 +197,12 @@ class Pruner:
         return self.signals if has_cls or self.signals_without_cls is None else self.signals_without_cls
 
     def count(self, visual_tokens: int) -> int:
-        """The budget as a number of an image's `visual_tokens`; of a smaller image than was reckoned with, at
-        least 1 and at most all."""
+        """The budget as a number of tokens; of a smaller image than was reckoned with, at least 1 and at most
+        all.
+
+        Args:
+            visual_tokens: of the image.
+        """
         return min(max(self._rounded(visual_tokens), 1), visual_tokens)
 
     def check_budget(self, visual_tokens: int) -> None:
@@ -188,10 +223,15 @@ class Pruner:
         return round(self.budget * visual_tokens) if isinstance(self.budget, float) else self.budget
 
     def validate(self, visual_tokens: int, layers: int) -> None:
-        """Raises UserError unless the settings suit a model of so many visual tokens per image and layers.
+        """Whether the settings suit a model. Where images differ this is asked once, for the largest there
+        can be; `select` and `stages` then do what comes nearest for small ones.
 
-        Where images differ this is asked once, for the largest there can be; `select` and `stages` then do
-        what comes nearest for small ones.
+        Args:
+            visual_tokens: per image.
+            layers: of the language model.
+
+        Raises:
+            UserError: if they do not.
         """
         if not self.acts:
             return
@@ -205,12 +245,16 @@ class Pruner:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "budget"}
 
     def __call__(self, model: torch.nn.Module, questions: Sequence[str | Sequence[int]] | None = None):
-        """Context manager that puts the method on `model` (its Hugging Face class unchanged); gives a Trace.
+        """Context manager that puts the method on a model (its Hugging Face class unchanged); gives a Trace.
 
-        questions: what each sample of the batch asks, for methods with `reads_question`; inputs made by
-        `Backbone.inputs` need none.
+        Args:
+            model: of a registered family; wrappers of PEFT, torch.compile and DistributedDataParallel are
+                looked through.
+            questions: what each sample of the batch asks, for methods with `reads_question`; inputs made by
+                `Backbone.inputs` need none.
 
-        Raises UserError if the model's family is not supported or the settings do not suit it.
+        Raises:
+            UserError: if the model's family is not supported or the settings do not suit it.
         """
         from backbones.engine.hooks import Engine
 
