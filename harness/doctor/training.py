@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.costs.shape_counter import TEXT_TOKENS
-from harness.doctor.findings import MISSING, NOTE, OK, Finding
+from harness.doctor.findings import MISSING, NOTE, OK, Diagnosis
 from methods import learned
 from methods.errors import UserError
 
@@ -17,7 +17,7 @@ BATCHES = (1, 8, 32)
 GB = 1e9
 
 
-def check(method: str, backbone: str, budget: int | float, dtype: str, memory: float) -> Iterator[Finding]:
+def check(method: str, backbone: str, budget: int | float, dtype: str, memory: float) -> Iterator[Diagnosis]:
     """What training needs, and whether that fits.
 
     Args:
@@ -43,7 +43,7 @@ def check(method: str, backbone: str, budget: int | float, dtype: str, memory: f
     sizes = needs.Sizes(shape.visual_tokens, TEXT_TOKENS + ANSWER_TOKENS, ANSWER_TOKENS)
     need = needs.need(model, families.adapter_for(model), options, sizes)
     what = f"training {method} on {shape.name}"
-    yield Finding(
+    yield Diagnosis(
         NOTE,
         what,
         f"{sizes.visual} visual tokens, {sizes.text} of text; frozen weights {need.frozen / GB:.1f} GB in "
@@ -53,14 +53,14 @@ def check(method: str, backbone: str, budget: int | float, dtype: str, memory: f
     for samples in BATCHES:
         kept, again = (need.total(samples, checkpointing) / GB for checkpointing in (False, True))
         text = f"{kept:.1f} GB, with --checkpointing {again:.1f} GB"
-        yield Finding(NOTE, f"--batch-size {samples}", text)
+        yield Diagnosis(NOTE, f"--batch-size {samples}", text)
     kept, again = (need.most(memory * GB, checkpointing) for checkpointing in (False, True))
     if again:
         text = f"--batch-size {kept} fits" if kept else "not one question fits without --checkpointing"
-        yield Finding(OK, f"{memory:g} GB", f"{text}; with --checkpointing {again}")
+        yield Diagnosis(OK, f"{memory:g} GB", f"{text}; with --checkpointing {again}")
         return
     fix = "" if dtype != "float32" else "--dtype bfloat16"
-    yield Finding(MISSING, f"{memory:g} GB", "not one question fits, even with --checkpointing", fix)
+    yield Diagnosis(MISSING, f"{memory:g} GB", "not one question fits, even with --checkpointing", fix)
 
 
 def _of_folder(backbone: str):

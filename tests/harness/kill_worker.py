@@ -85,16 +85,24 @@ def in_a_measurement(folder: Path, dice: random.Random, duration: float) -> None
     latency.measure_once = measure_once
 
 
-def interrupt(folder: Path, dice: random.Random, duration: float) -> None:
-    """Ctrl-C after a random part of a run's duration; of its first half, since the machine may have been
-    busier when the duration was taken."""
-    moment = dice.uniform(0.1 * duration, 0.5 * duration)
+def interrupt(folder: Path, dice: random.Random) -> None:
+    """Ctrl-C shortly after one of a run's first three records: it is sure to be still going, however busy the
+    machine."""
+    left, pause, real = dice.randint(1, 3), dice.uniform(0, 0.05), os.replace
 
     def wait() -> None:
-        time.sleep(moment)
+        time.sleep(pause)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=wait, daemon=True).start()
+    def replace(source, target) -> None:
+        nonlocal left
+        real(source, target)
+        left -= "/cells/" in str(target) and str(target).endswith(".json")
+        if left == 0:
+            left = -1
+            threading.Thread(target=wait, daemon=True).start()
+
+    os.replace = replace
 
 
 def before_a_rename(folder: Path, dice: random.Random, duration: float) -> None:
@@ -189,17 +197,17 @@ def main(folder: Path, kills: int, seed: int, arguments: list[str]) -> None:
         if choice is None:
             break
         run += 1
-    stopped = interrupted(folder, dice, duration, arguments)
+    stopped = interrupted(folder, dice, arguments)
     found = {"interrupted": stopped, "together": meeting, "memory": memory}
     (folder / "others.json").write_text(json.dumps(found))
 
 
-def interrupted(folder: Path, dice: random.Random, duration: float, arguments: list[str]) -> list:
+def interrupted(folder: Path, dice: random.Random, arguments: list[str]) -> list:
     """Exit codes and lines of a run that Ctrl-C ends, more than once, and that is then let go on."""
     found = []
     for number in range(2):
         log = folder / f"interrupted{number}.txt"
-        code = live(named(arguments, "interrupted"), log, lambda: interrupt(folder, dice, duration))
+        code = live(named(arguments, "interrupted"), log, lambda: interrupt(folder, dice))
         found.append([code, log.read_text()])
         dice.random()
     live(named(arguments, "interrupted"), folder / "log.txt")
