@@ -17,9 +17,12 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:  # a command's help is there at once: what draws is imported where it draws
+    from PIL import Image, ImageFont
 
 IMAGE_SIZE = 336
 LATTICE = 7
@@ -108,6 +111,7 @@ class SceneV1:
 def _font(pixels: int) -> ImageFont.FreeTypeFont:
     # matplotlib ships this font file, so every installation draws the same glyphs.
     import matplotlib
+    from PIL import ImageFont
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     return ImageFont.truetype(str(path), pixels)
@@ -226,6 +230,8 @@ def _polygon(name: str, size: int) -> list[tuple[float, float]]:
 @cache
 def _mask(name: str, size: int) -> Image.Image:
     """Anti-aliased silhouette of a shape (mode L, size x size)."""
+    from PIL import Image, ImageDraw
+
     big = size * 3
     mask = Image.new("L", (big, big))
     draw = ImageDraw.Draw(mask)
@@ -244,6 +250,8 @@ def _mask(name: str, size: int) -> Image.Image:
 
 @cache
 def _texture(colour: str, texture: str, size: int) -> Image.Image:
+    from PIL import Image, ImageDraw
+
     base = COLOURS[colour]
     light = tuple(int(0.35 * v + 0.65 * 250) for v in base)
     tile = Image.new("RGB", (size, size), base)
@@ -259,6 +267,8 @@ def _texture(colour: str, texture: str, size: int) -> Image.Image:
 
 
 def _background(scene: SceneV1) -> Image.Image:
+    from PIL import Image, ImageDraw
+
     rng = np.random.default_rng(scene.paint_seed)
     width, height = scene.width, scene.height
     tint = np.array(scene.tint, np.float32)
@@ -299,6 +309,8 @@ def _background(scene: SceneV1) -> Image.Image:
 
 def render(scene: SceneV1) -> Image.Image:
     """The scene as an RGB image of its canvas's size."""
+    from PIL import ImageDraw
+
     image = _background(scene)
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
