@@ -89,6 +89,7 @@ def interrupt(folder: Path, dice: random.Random) -> None:
     """Ctrl-C shortly after one of a run's first three records: it is sure to be still going, however busy the
     machine."""
     left, pause, real = dice.randint(1, 3), dice.uniform(0, 0.05), os.replace
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def wait() -> None:
         time.sleep(pause)
