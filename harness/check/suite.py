@@ -111,6 +111,10 @@ def _blind(run: bundle.Run) -> bool:
     return any(r.get("data", {}).get("blind") for r in run.cells.values())
 
 
+def _with_evidence(run: bundle.Run) -> bool:
+    return any("recall" in r.get("documents", {}) for r in run.cells.values())
+
+
 def _mean(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and its 95 % interval over resampled questions."""
     rng = np.random.default_rng(0)
@@ -264,7 +268,7 @@ def _fifth(runs: Sequence[bundle.Run]) -> Point:
     had."""
     for run in runs:
         table = run.folder / f"{equal_cost.NAME}.csv"
-        if table.is_file() and any("recall" in r.get("documents", {}) for r in run.cells.values()):
+        if table.is_file() and _with_evidence(run):
             rows = pd.read_csv(table)
             return Point("5", f"equal-cost table (--match flops) of {len(rows)} rows in {run.folder}", True)
     return _missing("5", "the equal-cost table (--match flops)")
@@ -273,9 +277,7 @@ def _fifth(runs: Sequence[bundle.Run]) -> Point:
 def _sixth(runs: Sequence[bundle.Run]) -> Point:
     """Seconds that answering took; loading, scoring and timing come on top."""
     for run in runs:
-        if run.folder.name == "default" and any(
-            "recall" in r.get("documents", {}) for r in run.cells.values()
-        ):
+        if run.folder.name == "default" and _with_evidence(run):
             spent = sum(r["run"]["seconds"] for r in run.cells.values() if r["status"] == "done")
             text = f"the default run's answers took {spent:.0f} s, at most {SECONDS:g} for all of it"
             return Point("6", text, bool(spent <= SECONDS))

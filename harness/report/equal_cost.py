@@ -3,7 +3,6 @@ what keeping b visual tokens before the language model does. equal_cost.md and e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -56,38 +55,23 @@ def render(table: pd.DataFrame, matches: Mapping[tuple, Match], titles: Mapping[
     ]
     names = tables.labels(spec for _, spec in matches)
     for block, rows in table.groupby("block", sort=False):
-        body = []
-        for row in rows.to_dict("records"):
-            found = matches.get((block, row["spec"]))
-            body.append(
-                {
-                    "Method": row["method"] + " (control)" * (row["kind"] == "control"),
-                    "budget": MISSING if found is None else f"{found.budget:g}",
-                    "Avg. %": _number(row["average"], ".1f"),
-                    "95 % interval": _interval(row),
-                    "group": row["group"] or MISSING,
-                    "tokens: kept / mean": f"{_number(row['kept'], '.1f')} / "
-                    f"{_number(row.get('mean_over_layers', math.nan), '.1f')}",
-                    "FLOPs (ratio)": _number(row["gflops_ratio"], ".3f"),
-                    "off / step, %": MISSING if found is None else _off(found),
-                }
-            )
-        parts += ["", f"## {titles[block]}", "", tables.markdown(body)]
-        for (own, spec), found in matches.items():
-            if own == block and found.budget is None:
-                parts += ["", f"{names[spec]} cannot be had at this cost: {tables.escaped(found.reason)}."]
+        found = [matches.get((block, spec)) for spec in rows["spec"]]
+        kept, mean = (tables.column(rows, name, ".1f") for name in ("kept", "mean_over_layers"))
+        columns = {
+            "Method": [m + " (control)" * (k == "control") for m, k in zip(rows["method"], rows["kind"])],
+            "budget": [MISSING if m is None else f"{m.budget:g}" for m in found],
+            **tables.means(rows),
+            "tokens: kept / mean": [f"{a} / {b}" for a, b in zip(kept, mean)],
+            "FLOPs (ratio)": tables.column(rows, "gflops_ratio", ".3f"),
+            "off / step, %": [MISSING if m is None else _off(m) for m in found],
+        }
+        parts += ["", f"## {titles[block]}", "", tables.markdown(tables.as_rows(columns))]
+        for (own, spec), match in matches.items():
+            if own == block and match.budget is None:
+                parts += ["", f"{names[spec]} cannot be had at this cost: {tables.escaped(match.reason)}."]
     return "\n".join(parts)
 
 
 def _off(found: Match) -> str:
     off, step = ((n / found.target) for n in (found.macs - found.target, found.step))
     return f"{100 * off:+.2f} / {100 * step:.2f}"
-
-
-def _interval(row: Mapping) -> str:
-    ends = row.get("average_low", math.nan), row.get("average_high", math.nan)
-    return MISSING if any(map(math.isnan, ends)) else "{:.1f}–{:.1f}".format(*ends)
-
-
-def _number(value: float, form: str) -> str:
-    return MISSING if value is None or math.isnan(value) else format(value, form)

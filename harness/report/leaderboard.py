@@ -84,7 +84,7 @@ def render(config: RunConfig, table: pd.DataFrame, lines: Sequence[str]) -> str:
     for block, rows in table.groupby("block", sort=False):
         parts += ["", f"## Budget {_budget(block)}"]
         for columns in (_scores(config, rows, unit), _costs(rows, unit)):
-            parts += ["", tables.markdown(_as_rows(columns))]
+            parts += ["", tables.markdown(tables.as_rows(columns))]
     return "\n".join(parts)
 
 
@@ -94,17 +94,13 @@ def terminal(config: RunConfig, table: pd.DataFrame, lines: Sequence[str]) -> st
     width = min(tables.WIDTH, shutil.get_terminal_size((tables.WIDTH, 0)).columns)
     parts = ["- " + tables.without_paths(line).replace("**", "") for line in lines]
     for block, rows in table.groupby("block", sort=False):
-        columns = {"method": _labels(rows), **_means(rows), "tokens: kept / mean": _kept(rows)}
-        columns["FLOPs ratio"] = _column(rows, "gflops_ratio", ".2f")
-        columns["speed-up"] = [v if v == MISSING else v + "x" for v in _column(rows, "speedup", ".2f")]
+        columns = {"method": _labels(rows), **tables.means(rows), "tokens: kept / mean": _kept(rows)}
+        columns["FLOPs ratio"] = tables.column(rows, "gflops_ratio", ".2f")
+        columns["speed-up"] = [v if v == MISSING else v + "x" for v in tables.column(rows, "speedup", ".2f")]
         kinds = list(rows["kind"])
         rules = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
-        parts += ["", f"Budget {_budget(block)}", "", tables.plain(_as_rows(columns), width, rules)]
+        parts += ["", f"Budget {_budget(block)}", "", tables.plain(tables.as_rows(columns), width, rules)]
     return "\n".join(parts)
-
-
-def _as_rows(columns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
 def _unit(table: pd.DataFrame) -> tuple[str, float]:
@@ -116,15 +112,6 @@ def _budget(budget: float) -> str:
     if isinstance(budget, float) and budget < 1:
         return f"{100 * budget:g} % of an image's visual tokens ({100 - 100 * budget:g} % pruned)"
     return f"{budget:.0f} visual tokens"
-
-
-def _column(rows: pd.DataFrame, name: str, form: str, scale: float = 1.0) -> list[str]:
-    values = rows[name] if name in rows else [math.nan] * len(rows)
-    return [MISSING if pd.isna(v) else format(v * scale, form) for v in values]
-
-
-def _joined(pattern: str, *columns: list[str]) -> list[str]:
-    return [MISSING if MISSING in values else pattern.format(*values) for values in zip(*columns)]
 
 
 def notes(specs: Iterable[str]) -> dict[str, str]:
@@ -151,33 +138,24 @@ def _address(row: Mapping) -> tuple:
     return row["spec"], numbers.budget_of(row)
 
 
-def _means(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """The average, its interval, and the letters of what cannot be told apart."""
-    low, high = (_column(rows, name, ".1f") for name in ("average_low", "average_high"))
-    return {
-        "Avg. %": _column(rows, "average", ".1f"),
-        "95 % interval": _joined("{}–{}", low, high),
-        "group": [letters or MISSING for letters in rows["group"]],
-    }
-
-
 def _kept(rows: pd.DataFrame) -> list[str]:
-    kept = _joined("{} ± {}", _column(rows, "kept", ".1f"), _column(rows, "kept_std", ".1f"))
-    means = _column(rows, "mean_over_layers", ".1f")
-    return _joined("{} / {}", [k.removesuffix(" ± 0.0") for k in kept], means)
+    kept, spread = (tables.column(rows, name, ".1f") for name in ("kept", "kept_std"))
+    kept = tables.joined("{} ± {}", kept, spread)
+    means = tables.column(rows, "mean_over_layers", ".1f")
+    return tables.joined("{} / {}", [k.removesuffix(" ± 0.0") for k in kept], means)
 
 
 def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
     body = {"Method": _labels(rows)}
     for b in config.benchmarks:
-        scores = _column(rows, b.name, ".0f" if b.unit == "points" else ".1f")
+        scores = tables.column(rows, b.name, ".0f" if b.unit == "points" else ".1f")
         body[b.title] = ["failed" if b.name in failed else s for failed, s in zip(rows["failed"], scores)]
-    body |= {**_means(rows), "tokens: kept / mean": _kept(rows)}
-    body[f"{unit[0]} (ratio)"] = _joined(
-        "{} ({})", _column(rows, "gflops", ".2f", unit[1]), _column(rows, "gflops_ratio", ".2f")
+    body |= {**tables.means(rows), "tokens: kept / mean": _kept(rows)}
+    body[f"{unit[0]} (ratio)"] = tables.joined(
+        "{} ({})", tables.column(rows, "gflops", ".2f", unit[1]), tables.column(rows, "gflops_ratio", ".2f")
     )
-    body["prefill ms (speed-up)"] = _joined(
-        "{} ({}x)", _column(rows, "prefill", ".1f"), _column(rows, "speedup", ".2f")
+    body["prefill ms (speed-up)"] = tables.joined(
+        "{} ({}x)", tables.column(rows, "prefill", ".1f"), tables.column(rows, "speedup", ".2f")
     )
     return body
 
@@ -185,14 +163,14 @@ def _scores(config: RunConfig, rows: pd.DataFrame, unit: tuple[str, float]) -> d
 def _costs(rows: pd.DataFrame, unit: tuple[str, float]) -> dict[str, list[str]]:
     body = {"Method": _labels(rows)}
     for part in ("vision", "selection", "llm"):
-        body[f"{part} ms"] = _column(rows, part, ".2f")
-    body["prefill ms p10–p90"] = _joined(
-        "{}–{}", _column(rows, "prefill_p10", ".1f"), _column(rows, "prefill_p90", ".1f")
+        body[f"{part} ms"] = tables.column(rows, part, ".2f")
+    body["prefill ms p10–p90"] = tables.joined(
+        "{}–{}", tables.column(rows, "prefill_p10", ".1f"), tables.column(rows, "prefill_p90", ".1f")
     )
-    body[f"own work, {unit[0]}"] = _column(rows, "selection_gflops", ".2g", unit[1])
+    body[f"own work, {unit[0]}"] = tables.column(rows, "selection_gflops", ".2g", unit[1])
     if rows.get("peak_gb", pd.Series(dtype=float)).notna().any():
-        body["peak GB"] = _column(rows, "peak_gb", ".2f")
-        body["J / image"] = _column(rows, "joules", ".1f")
+        body["peak GB"] = tables.column(rows, "peak_gb", ".2f")
+        body["J / image"] = tables.column(rows, "joules", ".1f")
     return body
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MISSING = "–"
 #: columns of a terminal
@@ -42,6 +47,34 @@ def plain(rows: Sequence[Mapping[str, str]], width: int = WIDTH, rules: Iterable
             lines.append("  ".join("-" * widths[h] for h in heads))
         lines.append("  ".join(_fitted(row[h], widths[h], h != first) for h in heads).rstrip())
     return "\n".join(lines)
+
+
+def column(rows: DataFrame, name: str, form: str, scale: float = 1.0) -> list[str]:
+    """A column of numbers as text; MISSING where there is none, or no such column."""
+    from pandas import isna
+
+    values = rows[name] if name in rows else [math.nan] * len(rows)
+    return [MISSING if isna(v) else format(v * scale, form) for v in values]
+
+
+def joined(pattern: str, *columns: list[str]) -> list[str]:
+    """Columns as one; MISSING where one of them is."""
+    return [MISSING if MISSING in values else pattern.format(*values) for values in zip(*columns)]
+
+
+def means(rows: DataFrame) -> dict[str, list[str]]:
+    """The average, its interval, and the letters of what cannot be told apart, of rows of `numbers.build`."""
+    low, high = (column(rows, name, ".1f") for name in ("average_low", "average_high"))
+    return {
+        "Avg. %": column(rows, "average", ".1f"),
+        "95 % interval": joined("{}–{}", low, high),
+        "group": [letters or MISSING for letters in rows["group"]],
+    }
+
+
+def as_rows(columns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    """What `markdown` and `plain` take, from columns by head."""
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
 def _fitted(text: str, width: int, right: bool) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from methods.stepprune.training.options import SETTINGS_OF_2605_28051
+
 DEFAULTS: Mapping[str, object] = {
     "text": "off",
     # temperature 2.0 to 0.1, as in 2605.28051
@@ -11,22 +13,8 @@ DEFAULTS: Mapping[str, object] = {
     "final_sharpness": 5.0,
 }
 PRESETS: Mapping[str, Mapping[str, object]] = {
-    # DiffPrune's printed settings; 4,000 steps are about an epoch over a tenth of ImageNet-1K; its early
-    # stopping on a validation loss is not here. Types, checkpointing and the lack of a warm-up are ours.
-    "2605.28051": {
-        "lr": 2e-4,
-        "denoiser_lr": 2e-4,
-        "warmup": 0,
-        "batch_size": 32,
-        "questions": 1,
-        "steps": 4000,
-        "sharpness": 0.25,
-        "final_sharpness": 5.0,
-        "sharpen_until": 0.5,
-        "precision": "bf16",
-        "dtype": "bfloat16",
-        "checkpointing": True,
-    },
+    # its early stopping on a validation loss is not here
+    "2605.28051": SETTINGS_OF_2605_28051,
 }
 UNUSED = frozenset(
     {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from methods.stepprune.training.options import SETTINGS_OF_2605_28051
+
 DEFAULTS: Mapping[str, object] = {}
 PRESETS: Mapping[str, Mapping[str, object]] = {
     # how the shipped policies were trained, on pocket-llava at 64 tokens
@@ -14,22 +16,9 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "slots": 288,
         "max_steps": 160,
     },
-    # The sister paper's printed settings; our copy of StepPrune's lost its own. The same scaffold, so likely
-    # the same, never certain. 4,000 steps are about an epoch over a tenth of ImageNet-1K.
-    "2605.28051": {
-        "lr": 2e-4,
-        "denoiser_lr": 2e-4,
-        "warmup": 0,
-        "batch_size": 32,
-        "questions": 1,
-        "steps": 4000,
-        "sharpness": 0.25,
-        "final_sharpness": 5.0,
-        "sharpen_until": 0.5,
-        "precision": "bf16",
-        "dtype": "bfloat16",
-        "checkpointing": True,
-    },
+    # The sister paper's; our copy of StepPrune's lost its own. The same scaffold, so likely the same, never
+    # certain.
+    "2605.28051": SETTINGS_OF_2605_28051,
 }
 UNUSED: frozenset[str] = frozenset()
 

@@ -85,7 +85,7 @@ def in_a_measurement(folder: Path, dice: random.Random, duration: float) -> None
     latency.measure_once = measure_once
 
 
-def interrupt(folder: Path, dice: random.Random) -> None:
+def interrupt(dice: random.Random) -> None:
     """Ctrl-C shortly after one of a run's first three records: it is sure to be still going, however busy the
     machine."""
     left, pause, real = dice.randint(1, 3), dice.uniform(0, 0.05), os.replace
@@ -208,7 +208,7 @@ def interrupted(folder: Path, dice: random.Random, arguments: list[str]) -> list
     found = []
     for number in range(2):
         log = folder / f"interrupted{number}.txt"
-        code = live(named(arguments, "interrupted"), log, lambda: interrupt(folder, dice))
+        code = live(named(arguments, "interrupted"), log, lambda: interrupt(dice))
         found.append([code, log.read_text()])
         dice.random()
     live(named(arguments, "interrupted"), folder / "log.txt")

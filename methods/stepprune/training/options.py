@@ -3,6 +3,7 @@ nothing heavy, so that the commands' help answers at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,23 @@ from methods.errors import UserError
 Aggregation = Literal["full", "alive", "uniform", "last"]
 #: groups of an ablation's rows: Table 4, switches that are ours, values that the paper leaves open
 Rows = Literal["paper", "ours", "open"]
+
+#: DiffPrune's printed settings (arXiv 2605.28051); 4,000 steps are about an epoch over a tenth of
+#: ImageNet-1K. Types, checkpointing and the lack of a warm-up are ours.
+SETTINGS_OF_2605_28051: Mapping[str, object] = {
+    "lr": 2e-4,
+    "denoiser_lr": 2e-4,
+    "warmup": 0,
+    "batch_size": 32,
+    "questions": 1,
+    "steps": 4000,
+    "sharpness": 0.25,
+    "final_sharpness": 5.0,
+    "sharpen_until": 0.5,
+    "precision": "bf16",
+    "dtype": "bfloat16",
+    "checkpointing": True,
+}
 
 
 @dataclass(frozen=True)
