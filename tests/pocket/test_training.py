@@ -1,6 +1,7 @@
 """The recipe: its short cuts equal the ordinary models, it learns, and a stopped training ends as another."""
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -240,10 +241,60 @@ def test_both_stages_learn(family):
     keep = language.keep_some(owner, 4, 16, seed=0)
 
     def answering():
-        return language.answer_loss(family, model, features, grid, keep, packs[0])[0]
+        return language.answer_loss(family, model, features, grid, keep, packs[0][0])[0]
 
     modules = {"language": model.model.language_model, "head": model.lm_head}
     assert fallen(answering, Optimiser(modules, ("layers",), 2e-3)) < 0.75
+
+
+def test_a_step_has_the_gradients_of_all_its_images_at_once(family):
+    """Threads that take an image each must not change what is trained, nor what the log says."""
+    torch.manual_seed(0)
+    model = family.untrained()
+    language.start(model)
+    family.tower(model).requires_grad_(False)
+    _, pixels, grid, owner, packs = next(iter(language.Groups(family, "drills", 0, 0, 100, 3)))
+    features = family.features(model, pixels, grid).detach()
+    keep = language.keep_some(owner, 1, 4, seed=0)
+    with ThreadPoolExecutor(2) as threads:
+        loss, report = language.step_gradients(threads, family, model, features, grid, keep, packs[0])
+    stepped = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad(set_to_none=True)
+    one = [
+        language.answer_loss(family, model, features[i : i + 1], grid, keep[i : i + 1], own)
+        for i, own in enumerate(packs[0])
+    ]
+    answers = torch.tensor([float((own.wanted != packing.IGNORE).sum()) for own in packs[0]])
+    whole = sum(found * n for (found, _), n in zip(one, answers)) / answers.sum()
+    whole.backward()
+    torch.testing.assert_close(loss, whole.detach(), rtol=1e-5, atol=1e-5)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(stepped[name], p.grad, rtol=1e-3, atol=1e-5)
+    asked = sum(score["hop1"][1] for _, score in one if "hop1" in score)
+    assert report["hop1"] == sum(score["hop1"][0] for _, score in one if "hop1" in score) / asked
+
+
+def test_a_word_is_drawn_to_the_visual_token_that_holds_it(family):
+    """By the starting values: drawn to itself, as equal queries and keys would have it, it learns nothing of
+    the image for hundreds of steps."""
+    torch.manual_seed(0)
+    model = family.untrained()
+    language.start(model)
+    decoder = model.model.language_model
+    words = decoder.embed_tokens.weight.detach()[100:132]
+    word, image = language.markers(words.shape[1])
+    held = words - torch.outer(words @ word, word)
+    visual = held + held.roll(1, 0) + held.roll(2, 0) + 2.2 * language.MARK * held.norm(dim=1).mean() * image
+    attention, heads = decoder.layers[0].self_attn, decoder.config.num_attention_heads
+    states = torch.nn.functional.normalize(torch.cat([visual, words]), dim=1) * words.shape[1] ** 0.5
+    query = attention.q_proj(states[32:]).unflatten(1, (heads, -1))[:, : heads // 2]
+    key = attention.k_proj(states).unflatten(1, (heads, -1))[:, : heads // 2]
+    logits = torch.einsum("qhd,khd->hqk", query, key) * query.shape[-1] ** -0.5
+    share = logits.softmax(-1)
+    holding = sum(torch.eye(32).roll(shift, 0) for shift in range(3)).T
+    assert float((share[..., :32] * holding).sum(-1).mean().detach()) > 0.2  # by chance: 3 of 64
+    assert float(share[..., 32:].sum(-1).mean().detach()) < 0.25
 
 
 def fallen(loss_of, optimiser, steps=12) -> float:

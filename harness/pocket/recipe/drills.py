@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,9 +113,9 @@ class Lessons:
         self._interview = Interview(scene, rng, disjoint=False)
         self._single = single(scene)
 
-    def facts(self, most: int) -> list[Fact]:
-        """Facts of all kinds in turn, of a kind all answers in turn."""
-        kinds = [k for k, facts in self._interview.facts.items() if facts]
+    def facts(self, most: int, of: Collection[str] = KINDS) -> list[Fact]:
+        """Facts of these kinds in turn, of a kind all answers in turn."""
+        kinds = [k for k, facts in self._interview.facts.items() if facts and k in of]
         found = []
         for i in range(most if kinds else 0):
             facts = self._interview.facts[kinds[i % len(kinds)]]
@@ -127,8 +127,16 @@ class Lessons:
 
     def drills(self, most: int) -> list[Drill]:
         """Up to `most`, a quarter of them of one word."""
-        singles = [self._single[int(i)] for i in self.rng.permutation(len(self._single))[: most // 4]]
+        singles = self.singles(most // 4)
         return singles + [short(fact) for fact in self.facts(most - len(singles))]
+
+    def singles(self, most: int) -> list[Drill]:
+        """Up to `most` of one word."""
+        return [self._single[int(i)] for i in self.rng.permutation(len(self._single))[:most]]
+
+    def first_drills(self, most: int) -> list[Drill]:
+        """Up to `most` that one look at one thing answers, half of them of one word."""
+        return self.singles(most // 2) + [short(fact) for fact in self.facts(most // 2, ("lookup", "read"))]
 
     def chooses(self, most: int) -> list[Drill]:
         """Questions with lettered options, without the benchmark's header."""

@@ -43,6 +43,12 @@ class Packs:
     offset: Tensor
     kinds: list[list[str]]
 
+    @property
+    def wanted(self) -> Tensor:
+        """What each token shall make the model think of, int64 [B, R * C - 1]: of the first token there is
+        none; elsewhere IGNORE."""
+        return torch.where(self.asides == IGNORE, self.targets, self.asides).flatten(1)[:, 1:]
+
 
 def rows_of(questions: Sequence[Encoded], size: int) -> list[list[int]]:
     """Numbers of the questions in each row: the longest first, each into the first row with room."""

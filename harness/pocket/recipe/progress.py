@@ -103,11 +103,10 @@ class TrainingStage:
         self._saved = time.monotonic()
 
     def advance(self, loss: torch.Tensor, report: Mapping[str, float], every: int) -> bool:
-        """Backward pass, update, count, log, save when it is time. False: stop now.
+        """Update by the gradients that `.grad` has, count, log, save when it is time. False: stop now.
 
         report: means of the step, smoothed in the log. every: steps between two rows of the log.
         """
-        loss.backward()
         norm = self.optimiser.step(self.fraction)
         self.step += 1
         now = time.monotonic()

@@ -29,7 +29,7 @@ class TrainingPlan:
 
 
 #: For 6 hours at most on two cores with nothing else on them (docs/pocket.md has the times).
-PLANS = {"llava": TrainingPlan(2600, 1200, 3200), "qwen": TrainingPlan(2600, 1200, 3200)}
+PLANS = {"llava": TrainingPlan(2600, 800, 2000), "qwen": TrainingPlan(2600, 800, 2000)}
 
 
 def train(

@@ -124,5 +124,6 @@ def train(
         for reading in family.read(model, pixels, grid, labels, part):
             own, found = heads[reading.name](reading.tokens, reading.pooled, reading.labels)
             loss, report = loss + own, found | report
+        loss.backward()
         if not stage.advance(loss, report, every=25):
             return

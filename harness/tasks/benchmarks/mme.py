@@ -99,9 +99,7 @@ _DRAWING = Drawing(
     rows=_rows,
     asked=_asked,
     categories=tuple(_CATEGORIES),
-    identify=lambda row, image, question, position: dict(
-        question_id=f"{row['category']}/{question:04d}.png"
-    ),
+    identify=lambda row, image, question, position: dict(question_id=f"{row['category']}/{question:04d}.png"),
     prompt=lambda row: short_prompt({"question": row["question"].replace(_YES_NO, "")}),
     target=lambda row: row["answer"].lower(),  # MME says Yes where POPE says yes
 )
