@@ -120,7 +120,7 @@ class Training:
         Literal["v1", "v2"] | None,
         option(
             "--drawn",
-            "version of Pocket-8 without --data (default: v1; for evidence v2, which has it)",
+            "version of Pocket-8 without --data (default: what the backbone is asked; v2 has evidence)",
             panel=WHAT,
         ),
     ] = TrainOptions.drawn

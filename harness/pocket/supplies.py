@@ -95,9 +95,14 @@ class PocketSupplies:
     def image(self, file: Path) -> Image:
         return upright(file)
 
-    def training(self, backbone, questions: int, seed: int, drawn: str = "v1") -> Pocket8:
-        return DRAWN[drawn]("train", questions, seed, backbone.family.any_size)
+    def drawn(self, backbone) -> str:
+        from harness.pocket.data.build import version_of
 
-    def held_out(self, backbone, drawn: str = "v1") -> Pocket8:
+        return f"v{version_of(backbone.family.any_size)}"
+
+    def training(self, backbone, questions: int, seed: int, drawn: str | None = None) -> Pocket8:
+        return DRAWN[drawn or self.drawn(backbone)]("train", questions, seed, backbone.family.any_size)
+
+    def held_out(self, backbone, drawn: str | None = None) -> Pocket8:
         """The calibration split, one question of each task."""
-        return DRAWN[drawn]("calibration", questions=8, seed=1, varied=backbone.family.any_size)
+        return DRAWN[drawn or self.drawn(backbone)]("calibration", questions=8, seed=1, varied=backbone.family.any_size)

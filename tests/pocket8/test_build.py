@@ -72,7 +72,7 @@ def test_backbones_that_take_any_size_get_varied_canvases(tmp_path, monkeypatch)
     square = data.ensure(varied=families.of_type("llava").any_size)
     varied = data.ensure(varied=families.of_type("qwen2_5_vl").any_size)
     assert {square.name, varied.name} == {p.name for p in tmp_path.iterdir()} == {
-        f"v{build.VERSION}", f"v{build.VERSION}-varied"
+        f"v{build.version_of(False)}", f"v{build.version_of(True)}-varied"
     }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_ensure_draws_once(tmp_path, monkeypatch):
     first = build.ensure()
     stamp = (first / "gqa" / "eval_images.parquet").stat().st_mtime_ns
     assert build.ensure() == first and (first / "gqa" / "eval_images.parquet").stat().st_mtime_ns == stamp
-    assert [p.name for p in tmp_path.iterdir()] == [f"v{build.VERSION}"]
+    assert [p.name for p in tmp_path.iterdir()] == [f"v{build.version_of(False)}"]
 
 
 @pytest.mark.parametrize("task", documents.tasks())

@@ -125,10 +125,10 @@ def test_mmbench_rotations_keep_the_right_option():
 
 
 def test_the_evaluation_questions_are_the_committed_ones():
-    """Scores are comparable only on the same questions: a change here must raise build.VERSION on purpose."""
+    """Scores are comparable only on the same questions: a change here must be a new version, on purpose."""
     rows = [
         (task, [row for _, _, group in build._groups(task, "eval", 12) for row in group])
         for task in documents.tasks()
     ]
     digest = hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
-    assert (build.VERSION, digest[:16]) == (1, "94c3e9f5839a444d")
+    assert digest[:16] == "94c3e9f5839a444d"

@@ -2,9 +2,7 @@
 
 
 def ensure(root=None, varied=False, version=None):
-    """The folder with the parquet files, drawn on first use; see `harness.pocket.data.build.ensure`.
-
-    version: None: the default, `harness.pocket.data.build.VERSION`."""
+    """The folder with the parquet files, drawn on first use; see `harness.pocket.data.build.ensure`."""
     from . import build
 
-    return build.ensure(root, varied, build.VERSION if version is None else version)
+    return build.ensure(root, varied, version)

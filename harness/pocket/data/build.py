@@ -1,8 +1,8 @@
 """Writes Pocket-8 as parquet files in the schemas of the eight benchmarks.
 
 There are two sets: on squares of 336 pixels, and on canvases of varied size and aspect ratio, for backbones
-that take any image size. And there are two versions of each: 1, which the shipped weights were trained for,
-and 2 (`harness.pocket.data.v2`). VERSION is the one that a run takes.
+that take any image size. And there are two versions of each, 1 and 2 (`harness.pocket.data.v2`); a run
+takes the one that the shipped backbone of that set was trained for.
 
 python -m harness.pocket.data.build            # into the cache folder that `ensure` uses
 """
@@ -32,16 +32,21 @@ from harness.pocket.data import v2 as v2_build
 from harness.tasks.suites import BENCHMARKS
 
 _DRAWING = ".drawing-"
-#: The version that is drawn and asked unless another is named; 2 once the weights trained for it are shipped.
 #: Part of the folder's name: a change of scenes, questions or schemas is a new version.
-VERSION = 1
 VERSIONS = (1, 2)
+#: What is drawn and asked unless another version is named: what the shipped weights were trained for.
+SQUARES_VERSION, VARIED_VERSION = 1, 1
 #: The benchmarks that both versions ask.
 EIGHT = ("gqa", "mmbench_en", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa")
 SEED = 20261122
 #: In front of the names of images on varied canvases, and at the end of their folder's.
 VARIED = "varied"
 SPLITS = ("eval", "calibration")
+
+
+def version_of(varied: bool) -> int:
+    """The version of that set that a run takes."""
+    return VARIED_VERSION if varied else SQUARES_VERSION
 
 
 def drawn(scene: SceneV1 | v2_scenes.Scene):
@@ -109,11 +114,13 @@ def _all_groups(split: str, varied: bool, version: int):
         yield task, _groups(task, split, count if split == "eval" else count // 4, varied)
 
 
-def build(root: Path, progress: bool = True, varied: bool = False, version: int = VERSION) -> Path:
+def build(root: Path, progress: bool = True, varied: bool = False, version: int | None = None) -> Path:
     """Draw and write every task and split below `root`, `<task>/<split>.parquet` (GQA: `_instructions`,
-    `_images`), on squares or on canvases of varied size.
+    `_images`), on squares or on canvases of varied size. version: None: `version_of` the set.
     """
     import datasets
+
+    version = version or version_of(varied)
 
     datasets.disable_progress_bars()  # one bar over the files is enough
     total = len(SPLITS) * len(documents.questions(version))
@@ -139,19 +146,20 @@ def build(root: Path, progress: bool = True, varied: bool = False, version: int 
     return root
 
 
-def default_root(varied: bool = False, version: int = VERSION) -> Path:
+def default_root(varied: bool = False, version: int | None = None) -> Path:
     """`$POCKET8_HOME`, or a folder in the user's cache; named after the version, and after
     benchmarks beyond the eight."""
     home = os.environ.get("POCKET8_HOME")
     base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pocket8"
     others = "".join(f"+{task}" for task in documents.tasks() if task not in EIGHT)
-    return base / (f"v{version}" + f"-{VARIED}" * varied + others)
+    return base / (f"v{version or version_of(varied)}" + f"-{VARIED}" * varied + others)
 
 
-def ensure(root: Path | None = None, varied: bool = False, version: int = VERSION) -> Path:
+def ensure(root: Path | None = None, varied: bool = False, version: int | None = None) -> Path:
     """The folder with the data sets; draws them on first use (half a minute), in one atomic step.
 
     varied: on canvases of varied size instead of squares; both sets live side by side.
+    version: None: `version_of` the set.
     """
     root = root or default_root(varied, version)
     _remove_unfinished(root.parent)
@@ -202,6 +210,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw Pocket-8, the eight small data sets.")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--varied", action="store_true", help="canvases of varied size instead of squares")
-    parser.add_argument("--version", type=int, choices=VERSIONS, default=VERSION)
+    parser.add_argument("--version", type=int, choices=VERSIONS, help="default: what the set's backbone knows")
     arguments = parser.parse_args()
     print(ensure(arguments.root, arguments.varied, arguments.version))

@@ -37,7 +37,7 @@ STREAMS = {"drills": 10, "questions": 20}
 #: Steps that one drawing of images serves: the tower runs once for them, and each gets questions of its own.
 PACKS = 4
 #: Shares of the drills: only what one look at one thing answers until, sparse and medium scenes until.
-FIRST_UNTIL, CROWDS_FROM = 0.15, 0.3
+FIRST_UNTIL, CROWDS_FROM = 0.3, 0.4
 #: Shares of the questions: drills beside them until; those with lettered options from; four visual tokens of
 #: a thing are shown until, and all of them (with some background) until.
 BESIDE_UNTIL, LETTERED_FROM, SPARSER_UNTIL, SPARSE_UNTIL = 0.75, 0.18, 0.65, 0.78

@@ -109,4 +109,4 @@ class Optimiser:
                 for o in self.optimisers
                 if any(parameter is p for group in o.param_groups for p in group["params"])
             )
-            owner.state[parameter][moment] = value.clone()
+            owner.state[parameter][moment] = value.float().clone()

@@ -65,11 +65,14 @@ class Supplies(Protocol):
     def image(self, file: Path) -> Image:
         """The file as models see it: upright 8-bit RGB. Raises UserError, with the reason, if it is none."""
 
-    def training(self, backbone, questions: int, seed: int, drawn: str = "v1") -> Source:
-        """The default training data for a backbone; so many questions of each image. drawn: version of the
-        data; v2's examples have evidence."""
+    def drawn(self, backbone) -> str:
+        """The version of the data, "v1" or "v2", that the backbone is asked."""
 
-    def held_out(self, backbone, drawn: str = "v1") -> Source:
+    def training(self, backbone, questions: int, seed: int, drawn: str | None = None) -> Source:
+        """The default training data for a backbone; so many questions of each image. drawn: version of the
+        data (None: `drawn`); v2's examples have evidence."""
+
+    def held_out(self, backbone, drawn: str | None = None) -> Source:
         """Questions that no training sees, eight of each image."""
 
 

@@ -57,7 +57,7 @@ class TrainOptions:
     #: where the data says which (ours: what the architecture can do, whatever that loss teaches)
     supervise: Literal["loss", "evidence"] = "loss"
     #: version of the drawn data where `data` is None; None: the one that has evidence if that is wanted, else
-    #: v1
+    #: what the backbone is asked
     drawn: Literal["v1", "v2"] | None = None
     #: LLaVA's instruction format, or objects with `image` and `caption`
     data: Path | None = None
@@ -124,7 +124,7 @@ class TrainOptions:
         if self.length_mode not in (None, mode):
             needs = "--target-tokens" if self.length_mode == "held" else "--length-weight"
             raise UserError(f"--length-mode {self.length_mode} goes with {needs}")
-        drawn = "v2" if self.supervise == "evidence" else "v1"
+        drawn = "v2" if self.supervise == "evidence" else None
         if self.supervise == "evidence" and (self.data is not None or self.drawn == "v1"):
             raise UserError(
                 "--supervise evidence needs data that has it: leave out --data, and --drawn or v2"

@@ -286,6 +286,8 @@ def _train(options: TrainOptions, supplies: Supplies) -> dict[str, object]:
     )
     set_seed(options.seed)
     backbone = supplies.backbone(options.backbone, str(accelerator.device), options.dtype)
+    if options.data is None:
+        options = replace(options, drawn=options.drawn or supplies.drawn(backbone))
     frozen = FrozenModel(backbone.model, backbone.adapter, options.checkpointing)
     most = backbone.num_visual_tokens
     if options.target_tokens is not None and not 1 <= options.target_tokens <= most:
