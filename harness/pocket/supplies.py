@@ -105,4 +105,5 @@ class PocketSupplies:
 
     def held_out(self, backbone, drawn: str | None = None) -> Pocket8:
         """The calibration split, one question of each task."""
-        return DRAWN[drawn or self.drawn(backbone)]("calibration", questions=8, seed=1, varied=backbone.family.any_size)
+        version, varied = drawn or self.drawn(backbone), backbone.family.any_size
+        return DRAWN[version]("calibration", questions=8, seed=1, varied=varied)

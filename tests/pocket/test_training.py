@@ -236,7 +236,7 @@ def test_both_stages_learn(family):
     optimiser = Optimiser({"tower": family.tower(model), "heads": heads}, family.tower_hidden, 2e-3)
     assert fallen(seeing, optimiser) < 0.8
     language.start(model)
-    _, pixels, grid, owner, packs = next(iter(language.Groups(family, "questions", 0, 0, 100, 1)))
+    pixels, grid, owner, packs = language.Groups(family, "questions", 0, 0, 100, 1).drawn(0)
     features = family.features(model, pixels, grid).detach()
     keep = language.keep_some(owner, 4, 16, seed=0)
 
@@ -253,7 +253,7 @@ def test_a_step_has_the_gradients_of_all_its_images_at_once(family):
     model = family.untrained()
     language.start(model)
     family.tower(model).requires_grad_(False)
-    _, pixels, grid, owner, packs = next(iter(language.Groups(family, "drills", 0, 0, 100, 3)))
+    pixels, grid, owner, packs = language.Groups(family, "drills", 0, 0, 100, 3).drawn(0)
     features = family.features(model, pixels, grid).detach()
     keep = language.keep_some(owner, 1, 4, seed=0)
     with ThreadPoolExecutor(2) as threads:

@@ -210,6 +210,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw Pocket-8, the eight small data sets.")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--varied", action="store_true", help="canvases of varied size instead of squares")
-    parser.add_argument("--version", type=int, choices=VERSIONS, help="default: what the set's backbone knows")
+    parser.add_argument("--version", type=int, choices=VERSIONS, help="default: its backbone's")
     arguments = parser.parse_args()
     print(ensure(arguments.root, arguments.varied, arguments.version))

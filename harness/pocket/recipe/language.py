@@ -34,8 +34,9 @@ from harness.pocket.recipe.tower import regimes
 BATCH, LR = 4, 2e-3
 #: What is added to the seed of the scenes of each stage.
 STREAMS = {"drills": 10, "questions": 20}
-#: Steps that one drawing of images serves: the tower runs once for them, and each gets questions of its own.
-PACKS = 4
+#: Batches that are drawn at once, and rounds in which they are asked, each time other questions: the tower
+#: runs once for all. In turn, not one batch several times in a row, which the model would learn by heart.
+BATCHES, ROUNDS = 16, 4
 #: Shares of the drills: only what one look at one thing answers until, sparse and medium scenes until.
 FIRST_UNTIL, CROWDS_FROM = 0.3, 0.4
 #: Shares of the questions: drills beside them until; those with lettered options from; four visual tokens of
@@ -74,8 +75,9 @@ def encode(family: PocketFamily, drill: Drill) -> Encoded:
 
 
 class Groups(IterableDataset):
-    """Groups of `batch` scenes for PACKS steps each, from a step on: (first step, pixels, grid, owner int64
-    [B, N], the Packs of each step's images). A group is a function of the seed and its first step."""
+    """Groups of BATCHES batches of `batch` scenes, from a step on: (first step, of each batch: pixels, grid,
+    owner int64 [B, N], the Packs of its images in each round). A group is a function of the seed and its
+    first step."""
 
     def __init__(
         self, family: PocketFamily, stage: str, seed: int, first: int, steps: int, batch: int
@@ -98,28 +100,33 @@ class Groups(IterableDataset):
                 drills += [*picks(lessons.rng, letters), *lessons.chooses(both)]
         return [encode(self.family, drill) for drill in drills]
 
-    def group(self, first: int) -> tuple[list[Scene], list[list[list[Encoded]]]]:
-        """The scenes of a group, and for each of its steps a pack for every scene."""
-        done = first / self.steps
-        rng = np.random.default_rng([2, self.seed, first])
-        canvas = self.family.canvas(self.seed, first // PACKS, small=False)
+    def scenes(self, step: int) -> tuple[list[Scene], list[list[list[Encoded]]]]:
+        """The scenes of a batch that is asked at that step first, and for each of its rounds a pack for every
+        scene."""
+        rng = np.random.default_rng([2, self.seed, step])
+        canvas = self.family.canvas(self.seed, step, small=False)
         scenes, lessons = [], []
         for i, regime in enumerate(regimes(rng, False, self.batch)):
-            if self.stage == "drills" and done < CROWDS_FROM and regime == "dense":
+            if self.stage == "drills" and step < CROWDS_FROM * self.steps and regime == "dense":
                 regime = "medium"
-            index = first * self.batch + i
+            index = step * self.batch + i
             scenes.append(sample_scene("train", self.seed, index, regime, canvas))
             lessons.append(Lessons(scenes[-1], np.random.default_rng([3, self.seed, index])))
-        return scenes, [[self.pack(own, done) for own in lessons] for _ in range(PACKS)]
+        asked_at = [(step + i * BATCHES) / self.steps for i in range(ROUNDS)]
+        return scenes, [[self.pack(own, done) for own in lessons] for done in asked_at]
+
+    def drawn(self, step: int):
+        """The batch that is asked at that step first."""
+        scenes, packs = self.scenes(step)
+        pixels, grid = self.family.seen(scenes)
+        owner = next(iter(self.family.labels(scenes, grid).values()))["owner"]
+        pad = self.family.tokenizer.pad_token_id
+        return pixels, grid, owner, [[collate([pack], pad) for pack in own] for own in packs]
 
     def __iter__(self):
-        for first in range(self.first - self.first % PACKS, self.steps, PACKS):
-            scenes, packs = self.group(first)
-            pixels, grid = self.family.seen(scenes)
-            labels = self.family.labels(scenes, grid)
-            owner = next(iter(labels.values()))["owner"]
-            pad = self.family.tokenizer.pad_token_id
-            yield first, pixels, grid, owner, [[collate([pack], pad) for pack in own] for own in packs]
+        size = BATCHES * ROUNDS
+        for first in range(self.first - self.first % size, self.steps, size):
+            yield first, [self.drawn(first + i) for i in range(min(BATCHES, self.steps - first))]
 
 
 def shown(stage: str, done: float) -> tuple[int, int] | None:
@@ -357,13 +364,14 @@ def train(family: PocketFamily, stage: TrainingStage, model: nn.Module, seed: in
     groups = Groups(family, stage.name, seed, stage.step, stage.steps, batch)
     loader = DataLoader(groups, batch_size=None, num_workers=1, prefetch_factor=1, collate_fn=tuple)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for first, pixels, grid, owner, packs in loader:
+        for first, batches in loader:
             with torch.no_grad():
-                features = family.features(model, pixels, grid)
-            for step in range(max(first, stage.step), min(first + PACKS, stage.steps)):
+                features = [family.features(model, pixels, grid) for pixels, grid, _, _ in batches]
+            for step in range(max(first, stage.step), min(first + BATCHES * ROUNDS, stage.steps)):
+                turn, at = divmod(step - first, BATCHES)
+                _, grid, owner, packs = batches[at]
                 show = shown(stage.name, step / stage.steps)
                 keep = keep_some(owner, *show, seed=seed * 1_000_003 + step) if show else None
-                own = packs[step - first]
-                loss, report = step_gradients(threads, family, model, features, grid, keep, own)
+                loss, report = step_gradients(threads, family, model, features[at], grid, keep, packs[turn])
                 if not stage.advance(loss, report, every=25):
                     return
