@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ FEWEST_KINDS = 6
 #: blanked words cost at least on dense scenes, overlap at most of two questions' choices on one image
 POLICIES = Path("results") / "stepprune"
 WORDS_COST, SAME_CHOICE = 10.0, 0.6
-UNTRAINED_SPEC = "stepprune:checkpoint=untrained"
+#: a policy of `python -m harness train stepprune --steps 0 --out untrained.safetensors`, in whatever folder
+UNTRAINED_SPEC = re.compile(r"stepprune:checkpoint=(.*/)?untrained(\.safetensors)?")
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,8 @@ def _difference(found: pd.DataFrame, a: tuple, b: tuple, **where: str) -> np.nda
 
 
 def _second(found: pd.DataFrame) -> list[Point]:
+    specs = sorted(set(found["spec"])) if len(found) else []
+    untrained = next(filter(UNTRAINED_SPEC.fullmatch, specs), "")
     listed = []
     for budget in (64, 32):
         named = (
@@ -203,7 +207,7 @@ def _second(found: pd.DataFrame) -> list[Point]:
             ("oracle less uniform", ("oracle", budget), ("uniform", budget), "at least", BELOW_ORACLE),
             (
                 "untrained StepPrune less random",
-                (UNTRAINED_SPEC, budget),
+                (untrained, budget),
                 ("random", budget),
                 "at most",
                 UNTRAINED,

@@ -204,7 +204,9 @@ class Training:
         Path | None,
         option("--start-from", "go on from this checkpoint's weights (ours)", "FILE", as_path, HOW),
     ] = TrainOptions.start_from
-    steps: Annotated[int, count("--steps", "of the optimiser", HOW)] = TrainOptions.steps
+    steps: Annotated[
+        int, count("--steps", "of the optimiser; 0: not trained, only calibrated (a control)", HOW, least=0)
+    ] = TrainOptions.steps
     batch_size: Annotated[int, count("--batch-size", "questions per process and micro-step", HOW)] = (
         TrainOptions.batch_size
     )

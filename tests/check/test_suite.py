@@ -59,6 +59,19 @@ def test_points_follow_from_the_scores():
     assert found["blind"].holds is None, "no blind run: it cannot be told"
 
 
+def test_the_untrained_policy_is_known_by_its_files_name():
+    """`train --steps 0 --out FOLDER/untrained.safetensors`, named to a run."""
+    name = "dense, untrained StepPrune less random"
+    rest = record("gqa", "random", 64, [0.0] * 40)
+    for score, holds in (([0.0] * 40, True), ([1.0, 0.0] * 20, False)):
+        row = record("gqa", "stepprune:checkpoint=build/untrained.safetensors", 64, score)
+        assert points_of(row, rest)[name].holds is holds
+    assert (
+        points_of(record("gqa", "stepprune:checkpoint=other.safetensors", 64, score), rest)[name].holds
+        is None
+    )
+
+
 def test_a_weak_vanilla_fails():
     found = points_of(record("gqa", "vanilla", None, [1.0, 0.0] * 20))
     assert found["vanilla over the tasks"].holds is False and found["vanilla, kind hop"].holds is False

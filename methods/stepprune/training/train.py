@@ -438,12 +438,13 @@ def _finish(options, supplies, backbone, frozen, objective, seconds, control) ->
         if found.training[folder]:
             found.training[folder] = Path(found.training[folder]).name
     found.save(policy, objective.denoiser)
-    plot(options.log)
+    if options.steps:
+        plot(options.log)
     end = last_step(options, control)
     summary = {
         "steps": options.steps,
         "seconds": seconds,
-        "seconds_a_step": seconds / options.steps,
+        "seconds_a_step": seconds / max(1, options.steps),
         "mean_tokens": found.tokens,
         "std_tokens": float(counts(margins, 0.0).double().std()),
         "pathways": pathways(objective, held, end),
