@@ -25,9 +25,12 @@ from backbones.prompts import tokenised
 class Backbone:
     """What `backbones.load` gives.
 
-    name: as it was asked for (a folder's own name, never its path).
-    folder: where it was loaded from.
-    facts: what `describe` adds: repository, revision, and the options of loading that change answers.
+    Attributes:
+        name: as it was asked for (a folder's own name, never its path).
+        model: Hugging Face's, in evaluation mode.
+        processor: Hugging Face's, of the same checkpoint.
+        folder: where it was loaded from.
+        facts: what `describe` adds: repository, revision, and the options of loading that change answers.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Backbone:
 
     @property
     def family(self) -> Family:
+        """The facts of the model's family."""
         return self.adapter.family
 
     @property
@@ -124,7 +128,11 @@ class Backbone:
     @contextmanager
     def vision_cache(self, max_bytes: int) -> Iterator[VisionCache]:
         """Inside, each distinct image goes through the vision tower once for all pruners that are put on the
-        model in turn (once more if one needs a signal that was not asked for before; once a raster size)."""
+        model in turn (once more if one needs a signal that was not asked for before; once a raster size).
+
+        Args:
+            max_bytes: of signals that are remembered.
+        """
         with vision_cache(self.model, max_bytes) as cache:
             yield cache
 

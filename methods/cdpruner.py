@@ -35,10 +35,13 @@ class CDPruner(Pruner):
 
     The kernel is r_i cos(i, j) r_j: cosines of projected patches, and the relevance r of each, which is
     **minus** its cosine with the question in CLIP's joint space, scaled to 0..1 over the image (the authors:
-    this similarity of CLIP's is inverted). It needs CLIP's text tower, which LLaVA checkpoints lack: clip: a
-    folder with the CLIP model of the backbone's vision tower; left out, openai/clip-vit-large-patch14-336
-    from the Hugging Face cache. Pass the questions, `with pruner(model, questions=[...])`, unless the inputs
-    are `Backbone.inputs`'; sentences that only say how to answer are left out as the authors do (NOT_ASKED).
+    this similarity of CLIP's is inverted). It needs CLIP's text tower, which LLaVA checkpoints lack. Pass the
+    questions, `with pruner(model, questions=[...])`, unless the inputs are `Backbone.inputs`'; sentences that
+    only say how to answer are left out as the authors do (NOT_ASKED).
+
+    Attributes:
+        clip: a folder with the CLIP model of the backbone's vision tower; None:
+            openai/clip-vit-large-patch14-336 from the Hugging Face cache.
 
     Released code followed (Theia-4869/CDPruner 9541616): patches of the features' own layer behind the vision
     tower's last norm; a question of more than 77 tokens is cut into rows, and all but the last one pool a

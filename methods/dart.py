@@ -20,12 +20,16 @@ from methods.registry import register
 class DART(Pruner):
     """DART: after K decoder layers, keep a few pivots, and for each of them the visual tokens least like it.
 
-    k: decoder layers that see all visual tokens. image_pivots, text_pivots: how many of the image's tokens,
-    and of the text behind the (last) image, are pivots. Each pivot keeps the same number t of other visual
-    tokens. schedule: what the budget b means: `released` t = b // (image_pivots + text_pivots), as the
-    authors' setting of that name, so that the image's pivots come on top: b + 4 tokens for 192, 128, 64;
-    `fit` the largest t that stays within b (188 / 124 / 60); `average` the t whose mean over the layers'
-    inputs is nearest to b (164 / 100 / 28 of 32 layers).
+    Each pivot keeps the same number t of other visual tokens.
+
+    Attributes:
+        k: decoder layers that see all visual tokens, 1 to L - 1.
+        schedule: what the budget b means: `released` t = b // (image_pivots + text_pivots), as the authors'
+            setting of that name, so that the image's pivots come on top: b + 4 tokens for 192, 128, 64; `fit`
+            the largest t that stays within b (188 / 124 / 60); `average` the t whose mean over the layers'
+            inputs is nearest to b (164 / 100 / 28 of 32 layers).
+        image_pivots: how many of the image's tokens are pivots, at least 1.
+        text_pivots: how many tokens of the text behind the (last) image are, 0 or more.
 
     Released code followed (ZichenWen1/DART, as of 31 Aug 2025): pivots have the largest L1 norm of the keys
     (rotated, all heads side by side) that the layer before the cut made; likeness is the cosine of that

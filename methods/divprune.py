@@ -22,8 +22,9 @@ class DivPrune(Pruner):
     """DivPrune: keep b tokens that lie as far apart as a greedy search finds: max-min cosine distance of the
     projected features. Neither text nor attention is read.
 
-    order: in which the language model reads them: `raster` as in the released code, or `picked`, the order of
-    selection, as in the runs behind the paper's table (the authors' issue 8).
+    Attributes:
+        order: in which the language model reads them: `raster` as in the released code, or `picked`, the
+            order of selection, as in the runs behind the paper's table (the authors' issue 8).
 
     Released code followed (vbdi/divprune 799e2d9): the first token is the one whose nearest other token is
     farthest; then again and again the one whose nearest chosen token is farthest; values unchanged, positions

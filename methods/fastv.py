@@ -17,10 +17,13 @@ from methods.registry import register
 class FastV(Pruner):
     """FastV: after K decoder layers, drop the visual tokens that the prompt's last token attended to least.
 
-    k: decoder layers that see all visual tokens (released: 2 in the paper's scripts, 3 in the lmms-eval
-    drop-in). kept: tokens left after the cut, whatever the budget. schedule: what the budget means if `kept`
-    is not given: `kept` b tokens are left after layer k; `average` b is the mean over the layers' inputs, so
-    that n = (L b - k N) / (L - k), rounded (K = 2, 32 layers: 166 / 98 / 30 for 192 / 128 / 64).
+    Attributes:
+        k: decoder layers that see all visual tokens, 1 to L - 1 (released: 2 in the paper's scripts, 3 in the
+            lmms-eval drop-in).
+        kept: tokens left after the cut, whatever the budget; None: the budget decides.
+        schedule: what the budget b means if `kept` is not given: `kept` b tokens are left after layer k;
+            `average` b is the mean over the layers' inputs, so that n = (L b - k N) / (L - k), rounded
+            (k = 2, 32 layers: 166 / 98 / 30 for 192 / 128 / 64).
 
     Released code followed (pkunlp-icler/FastV d165972): last query row only (the paper speaks of the
     attention received from all tokens), mean over heads, raster order and original positions kept, the choice

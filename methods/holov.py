@@ -30,11 +30,14 @@ SCALE = 1000
 class HoloV(Pruner):
     """HoloV: share the budget out among crops of the image, then keep what CLS attends to most in each.
 
-    crops: number of crops, runs of the raster order; left out, 1024 / b of 576 (5 / 8 / 16 for 192 / 128 /
-    64; only 16 for 64 is in the authors' LLaVA code, the rule is in their Qwen code). alpha: weight of the
-    variance of similarity in a crop's score; it cancels out (see `crop_scores`), 0 saves computing it and
-    projecting the dropped patches. `Trace.kept`: crop by crop, by descending attention inside a crop, then -1
-    for each zero vector.
+    Attributes:
+        crops: number of crops, runs of the raster order, 1 to N; None: 1024 / b of 576 (5 / 8 / 16 for 192 /
+            128 / 64; only 16 for 64 is in the authors' LLaVA code, the rule is in their Qwen code).
+        alpha: weight of the variance of similarity in a crop's score, 0 or more; it cancels out (see
+            `crop_scores`), 0 saves computing it and projecting the dropped patches.
+        form: without CLS token, `repaired` or `released` (below); with one they do not differ.
+
+    `Trace.kept`: crop by crop, by descending attention inside a crop, then -1 for each zero vector.
 
     Released code followed (obananas/HoloV 1d2e65e): attention alone picks the patches of a crop; a crop whose
     share exceeds it is kept whole, in raster order, and what is left of its share is lost: zero vectors fill
@@ -44,12 +47,11 @@ class HoloV(Pruner):
     lower; budgets of 1 to 3 of 576 only).
 
     Without CLS token (Qwen2.5-VL) as in the authors' code for it: the attention is what merged tokens get in
-    the tower's last layer, and every token keeps its position; a zero vector has the last one's. form:
+    the tower's last layer, and every token keeps its position; a zero vector has the last one's. The form
     `repaired` puts that attention into raster order and offers the image's tokens; `released` does neither,
     as their code: scores stay in the tower's window order, and the slice of N tokens that is scored and
     pruned starts one early, at `<|vision_start|>`, so that this token may be dropped and the image's last one
-    always stays (b + 1 tokens). `Trace.kept` then counts `<|vision_start|>` as token 0. With CLS the forms do
-    not differ.
+    always stays (b + 1 tokens). `Trace.kept` then counts `<|vision_start|>` as token 0.
     """
 
     name: ClassVar[str] = "holov"

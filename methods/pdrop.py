@@ -26,12 +26,14 @@ class PDrop(Pruner):
     """PDrop: cut in three stages; each drops the visual tokens that the prompt's last token would attend to
     least in the next layer. Cut s leaves int(N r^s) of the image's N tokens, at least 1.
 
-    schedule: `average` cuts after 2, 8, 16 of 32 layers, r solved for a mean over the layers' inputs of b
-    (0.56 / 0.42 / 0.19 for 192 / 128 / 64: the last is the authors' worked example, the others follow their
-    rule); r is written with two decimals as they do, or as many as bring the mean within 2 % of b. `stock`
-    is the released scripts' one setting: after 8, 16, 24 layers 1/2, 1/4, 1/8 are left, a mean of 270 of 576
-    whatever b. `kept` cuts after 8, 16, 24 layers, b tokens are left after the last, the others geometric and
-    rounded (277 / 133 / 64). For L layers each cut is at round(cut L / 32): after 1, 3, 6 of 12.
+    Attributes:
+        schedule: `average` cuts after 2, 8, 16 of 32 layers, r solved for a mean over the layers' inputs of b
+            (0.56 / 0.42 / 0.19 for 192 / 128 / 64: the last is the authors' worked example, the others follow
+            their rule); r is written with two decimals as they do, or as many as bring the mean within 2 % of
+            b. `stock` is the released scripts' one setting: after 8, 16, 24 layers 1/2, 1/4, 1/8 are left, a
+            mean of 270 of 576 whatever b. `kept` cuts after 8, 16, 24 layers, b tokens are left after the
+            last, the others geometric and rounded (277 / 133 / 64). For L layers each cut is at
+            round(cut L / 32): after 1, 3, 6 of 12.
 
     `average` cannot go below the layers ahead of the first cut (a mean of 36 of 576 for 32 layers, 48 for
     12); `kept` takes any budget.

@@ -25,10 +25,12 @@ NEIGHBOURS = 32
 class PruMerge(Pruner):
     """PruMerge: select the patches that CLS attends to most, and let each take in the patches most like it.
 
-    schedule: `exact` b - 1 selected patches and one extra token, so that b tokens enter the language model;
-    `adaptive` the released rule, whatever the budget: the patches whose score is an outlier of the image
-    (above Q3 + 1.5 IQR), and the extra token. `Trace.kept`: the selected patches by descending score, then -1
-    for the extra token.
+    Attributes:
+        schedule: `exact` b - 1 selected patches and one extra token, so that b tokens enter the language
+            model; `adaptive` the released rule, whatever the budget: the patches whose score is an outlier of
+            the image (above Q3 + 1.5 IQR), and the extra token.
+
+    `Trace.kept`: the selected patches by descending score, then -1 for the extra token.
 
     Released code followed (42Shawn/LLaVA-PruMerge 097c041): the score is one attention row over all d
     channels at once (not the mean of the heads); neighbours are selected or dropped patches alike, overlap,
@@ -97,11 +99,14 @@ class PruMerge(Pruner):
 class PruMergePlus(PruMerge):
     """PruMerge+: PruMerge and evenly spread patches; by default our variant that gives exactly b tokens.
 
-    schedule: `exact` b tokens enter the language model: b // 2 patches stand evenly in the raster order, the
-    best by score join them until b - 1 are selected, and the extra token. `adaptive` the released rule,
-    whatever the budget: the outliers (see PruMerge) and every (N // outliers // 3)-th patch; about four times
-    as many. `released` the released rule with reduction_ratio = b / 2N: b // 2 best and b // 2 evenly spread,
-    selected twice where both name a patch, so b slots and b + 1 tokens; runs for some even b only.
+    Attributes:
+        schedule: `exact` b tokens enter the language model: b // 2 patches stand evenly in the raster order,
+            the best by score join them until b - 1 are selected, and the extra token. `adaptive` the released
+            rule, whatever the budget: the outliers (see PruMerge) and every (N // outliers // 3)-th patch;
+            about four times as many. `released` the released rule with reduction_ratio = b / 2N: b // 2 best
+            and b // 2 evenly spread, selected twice where both name a patch, so b slots and b + 1 tokens;
+            runs for some even b only.
+
     `Trace.kept`: patches by descending score, then evenly spread ones ascending, then -1 for the extra token.
 
     Merging, extra token and deviations are PruMerge's. `exact`, the default, is ours and covered by no

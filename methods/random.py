@@ -18,6 +18,9 @@ class Random(Pruner):
     """Control: b visual tokens drawn uniformly without replacement, in raster order, before the language
     model.
 
+    Attributes:
+        seed: of the draw.
+
     The draw depends on the image's pixels and the seed alone: the same for every question on an image, at any
     batch size, and for all budgets nested (the tokens at 64 are among those at 128).
     """

@@ -36,12 +36,15 @@ TABLE = {
 class SparseVLM(Pruner):
     """SparseVLM, v1.5: words that look at the image rate the visual tokens; part of the dropped is recycled.
 
-    Cuts after 3, 7, 16 of 32 layers; for L layers at round(cut L / 32), so after 1, 3, 6 of 12. schedule:
-    `table` the authors' counts for b = 192 / 128 / 96 / 64 (left after each cut, recycled tokens included:
-    309, 204, 113 / 312, 117, 39 / 249, 55, 27 / 82, 32, 18). Their b is a mean over the layers' outputs; the
-    mean over the layers' inputs is higher (206.5 / 145.4 / 114.1 / 82.3). They give no rule for other
-    budgets: ours is linear between the rows, from 0 to all tokens, at least 1; counts scale with N / 576.
-    `average`: the row of that kind whose mean over the layers' inputs is nearest to b.
+    Cuts after 3, 7, 16 of 32 layers; for L layers at round(cut L / 32), so after 1, 3, 6 of 12.
+
+    Attributes:
+        schedule: `table` the authors' counts for b = 192 / 128 / 96 / 64 (left after each cut, recycled
+            tokens included: 309, 204, 113 / 312, 117, 39 / 249, 55, 27 / 82, 32, 18). Their b is a mean over
+            the layers' outputs; the mean over the layers' inputs is higher (206.5 / 145.4 / 114.1 / 82.3).
+            They give no rule for other budgets: ours is linear between the rows, from 0 to all tokens, at
+            least 1; counts scale with N / 576. `average` the row of that kind whose mean over the layers'
+            inputs is nearest to b.
 
     `Trace.kept`: a recycled token is -(1000 s + j), cluster j (from 0) made at cut s (from 1).
 

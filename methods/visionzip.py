@@ -26,11 +26,13 @@ CONTEXTUAL_SHARE_OF_IMAGE = 0.05
 class VisionZip(Pruner):
     """VisionZip: keep what CLS attends to most (dominant), merge the rest into a few contextual tokens.
 
-    contextual: number of contextual tokens; left out, b / 6.4, rounded (30 / 20 / 10 for 192 / 128 / 64, the
-    authors' ratio; only 54 + 10 stands in their repository). The others of the b tokens are dominant, CLS one
-    of them. A `contextual` below 1 is a share of the image's tokens, truncated, at least 1. dominant: the
-    number of dominant tokens as such a share, whatever the budget. `Trace.kept`: -1 for CLS, then the
-    dominant patches, then the contextual tokens' targets.
+    Attributes:
+        contextual: number of contextual tokens; below 1 a share of the image's tokens, truncated, at least 1;
+            None: b / 6.4, rounded (30 / 20 / 10 for 192 / 128 / 64, the authors' ratio; only 54 + 10 stands
+            in their repository). The others of the b tokens are dominant, CLS one of them.
+        dominant: number of dominant tokens as such a share, whatever the budget; None: what is left of it.
+
+    `Trace.kept`: -1 for CLS, then the dominant patches, then the contextual tokens' targets.
 
     Released code followed (dvlab-research/VisionZip 3151f6d): CLS itself enters the language model,
     contextual tokens are target + mean of the merged (a sum, not the group's average), positions are

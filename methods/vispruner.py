@@ -28,8 +28,10 @@ class VisPruner(Pruner):
     """VisPruner: keep what CLS attends to most (important), and of the others what is left when the most
     similar ones have been thrown away, a few a round (diverse).
 
-    important_ratio: share of the b tokens that are important, truncated (released default: 0.5; their example
-    for 64 tokens is 0.75). At 1 the method is plain top-b by CLS attention, which was FasterVLM.
+    Attributes:
+        important_ratio: share of the b tokens that are important, 0 to 1, the number truncated (released
+            default: 0.5; their example for 64 tokens is 0.75). At 1 the method is plain top-b by CLS
+            attention, which was FasterVLM.
 
     Released code followed (Theia-4869/VisPruner aefa01a): scores are the mean over the heads of CLS's
     attention in the features' own layer; similarity is the cosine of features before the projector; raster

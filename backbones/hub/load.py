@@ -100,7 +100,16 @@ def _facts(found: finding.FoundCheckpoint, options: LoadOptions) -> dict[str, ob
 
 
 def _quantization(kind: str, dtype: torch.dtype, left: list[str]):
-    """left: modules that keep their dtype."""
+    """bitsandbytes' configuration.
+
+    Args:
+        kind: 4bit or 8bit.
+        dtype: that products are computed in.
+        left: modules that keep their dtype.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"--quantize {kind} needs bitsandbytes: pip install 'visual-token-pruning-bench[quantize]'"

@@ -21,12 +21,15 @@ from methods.stepprune.batch import padded
 class DiffPrune(Pruner):
     """DiffPrune: a trained encoder and one linear head score all visual tokens; the best b stay.
 
-    budget: tokens to keep; with `threshold` the mean number. The policy trained nearest to it is used.
-    threshold: the tokens whose score passes a threshold, calibrated on held-out data to the mean wanted, so
-    that images keep different numbers (ours). text: a policy that reads the prompt too (ours; the paper's
-    reads the image alone). checkpoint: a safetensors file of `harness train diffprune` instead of a policy
-    found for the backbone's name. positions: survivors keep the rotary positions of their places, as in
-    training, or are `renumbered`.
+    Attributes:
+        budget: tokens to keep; with `threshold` the mean number. The policy trained nearest to it is used.
+        positions: survivors keep the rotary positions of their places, as in training (`original`), or are
+            `renumbered`.
+        checkpoint: a safetensors file of `harness train diffprune`; None: a policy found for the backbone's
+            name.
+        threshold: keep the tokens whose score passes a threshold, calibrated on held-out data to the mean
+            wanted, so that images keep different numbers (ours).
+        text: a policy that reads the prompt too (ours; the paper's reads the image alone).
 
     `Trace.kept`: ascending, spatial order.
     """

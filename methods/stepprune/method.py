@@ -25,16 +25,20 @@ from methods.stepprune.policy import Choices, Memory, Policy, PolicyConfig, step
 class StepPrune(Pruner):
     """StepPrune: a trained pointer decoder takes one visual token per step, given the prompt, until it stops.
 
-    budget: the *mean* number of tokens wanted; the number for each question is the policy's own. The shipped
-    checkpoint trained nearest to it is used, with a scalar on the stop logit calibrated on held-out data
-    (ours; the paper trains once for each mean). checkpoint: a safetensors file of `harness train stepprune`
-    instead of a shipped one. positions: survivors keep the rotary positions of their places, as in training,
-    where the sequence has its full length (open in the paper), or are `renumbered`. denoise: survivors pass
-    the trained denoiser too (off, as in the paper). tokens_per_step: taken at once, those with the highest
-    logits (ours; 1, as in the paper; more are faster, and the next choice is told of them together).
+    Attributes:
+        budget: the *mean* number of tokens wanted; the number for each question is the policy's own. The
+            shipped checkpoint trained nearest to it is used, with a scalar on the stop logit calibrated on
+            held-out data (ours; the paper trains once for each mean).
+        positions: survivors keep the rotary positions of their places, as in training, where the sequence has
+            its full length (`original`; open in the paper), or are `renumbered`.
+        checkpoint: a safetensors file of `harness train stepprune`; None: a shipped one.
+        denoise: survivors pass the trained denoiser too (off, as in the paper).
+        tokens_per_step: taken at once, those with the highest logits, 1 or more (ours; 1, as in the paper;
+            more are faster, and the next choice is told of them together).
+        orders: of each image of the latest call, the tokens kept in the order in which they were chosen,
+            int64 [K] (to look at).
 
-    `Trace.kept`: ascending, the spatial order of Sec. 3.1. `orders`: of each image of the latest call, the
-    same tokens in the order in which they were chosen, int64 [K] (to look at).
+    `Trace.kept`: ascending, the spatial order of Sec. 3.1.
     """
 
     name: ClassVar[str] = "stepprune"
