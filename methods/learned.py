@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from methods.base import Pruner
 
 
 class Learned(Protocol):
@@ -51,6 +54,22 @@ class Learned(Protocol):
 
     def serves(self, options: Any) -> bool:
         """Whether runs shall find the policy without being told of its file."""
+
+    def most_tokens(self, pruner: Any) -> int | None:
+        """Tokens that a pruner of the method, put on a model before, takes of an image at most; None: as many
+        as its budget says."""
+
+    def controls(
+        self, pruner: Any, held_out: Callable[[], tuple[Any, Sequence[Any]]]
+    ) -> Mapping[str, Pruner]:
+        """What the method's steps and its training are held against, by what a table calls it: pruners that
+        take as many tokens in another way. Empty for a method without steps.
+
+        Args:
+            pruner: the method's.
+            held_out: for what has to be calibrated: makes the pruner ready for the model, and gives a
+                `methods.stepprune.training.objective.FrozenModel` and held-out `Batch`es.
+        """
 
 
 @functools.cache

@@ -24,7 +24,8 @@ class Images:
     """The images of one call of `get_image_features`.
 
     Attributes:
-        tensor: all their pixels as given.
+        tensor: all their pixels as given: [images, 3, height, width], or [patches, values of a patch] where
+            images differ; the model's dtype.
         parts: each image's own, views of `tensor`.
         grids: rows and columns of visual tokens that each would have unpruned.
     """
@@ -147,15 +148,30 @@ class Family:
         return config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]
 
     def adapter(self, model: nn.Module) -> Adapter:
-        """For one loaded model. Raises UserError if it is of a kind that is not supported."""
+        """For one loaded model.
+
+        Args:
+            model: Hugging Face's generative model.
+
+        Raises:
+            UserError: it is of a kind that is not supported.
+        """
         raise NotImplementedError
 
     def tiny(self) -> TinyParts:
-        """A tiny random model of the family, for `python -m backbones.random_checkpoint` and for tests."""
+        """A tiny random model of the family, for `python -m backbones.random_checkpoint` and for tests.
+
+        Raises:
+            UserError: there is none.
+        """
         raise UserError(f"there is no tiny random model of {self.title}")
 
     def check_signals(self, pruner: Pruner) -> None:
-        """Raises UserError if a method reads what the vision tower has not."""
+        """Whether a method can be put on models of the family.
+
+        Raises:
+            UserError: it reads what the vision tower has not.
+        """
         for signal in pruner.reads(self.has_cls):
             if signal.kind == "cls_query" and not self.has_cls:
                 raise UserError(
@@ -170,7 +186,12 @@ class Family:
     # ---- images and prompts
 
     def prepare(self, name: str, processor, options) -> dict[str, object]:
-        """Change the processor of the checkpoint `name` as `options` (`backbones.hub.options`) say.
+        """Change the processor of a checkpoint as the options of loading say.
+
+        Args:
+            name: of the checkpoint, for messages.
+            processor: changed in place.
+            options: `backbones.hub.options.LoadOptions`.
 
         Returns:
             What a record must tell of it beside the processor's digests; JSON-able.
@@ -187,23 +208,37 @@ class Family:
         return {}
 
     def most_visual_tokens(self, processor) -> int:
-        """The most visual tokens that an image can have, where images differ."""
+        """The most visual tokens that an image can have, where images differ.
+
+        Args:
+            processor: Hugging Face's.
+        """
         raise NotImplementedError
 
     def pixel_limits(self, processor) -> dict[str, int]:
-        """What a record tells of the sizes that images are scaled to."""
+        """What a record tells of the sizes that images are scaled to, in pixels an image."""
         return {}
 
     def raster(self, config, inputs: Mapping[str, Tensor]) -> Grid:
-        """Rows and columns of visual tokens of the first image in a processor's `inputs`."""
+        """Rows and columns of visual tokens of the first image.
+
+        Args:
+            config: the model's.
+            inputs: what the processor made.
+        """
         side = config.vision_config.image_size // self.unit(config.vision_config)
         return side, side
 
     def deviations(self, described: Mapping[str, object]) -> list[str]:
-        """Why scores of a backbone (`Backbone.describe()`) cannot stand beside the paper's; empty if none."""
+        """Why scores of a backbone cannot stand beside the paper's; empty if they can.
+
+        Args:
+            described: `Backbone.describe()`.
+        """
         return []
 
-    # ---- shapes and costs, from a configuration alone
+    # ---- shapes and costs, from a configuration alone: `vision` is the tower's, `config` the whole model's;
+    # MAC are multiply-accumulates, half as many as FLOPs
 
     def unit(self, vision) -> int:
         """Side of a visual token in pixels, by the vision tower's configuration."""
@@ -222,16 +257,30 @@ class Family:
         return vision.num_attention_heads
 
     def received_macs(self, vision, layer: int, tokens: int) -> int:
-        """MAC of the signal `received` for an image of so many visual tokens. Raises UserError for a layer
-        that cannot be planned for."""
+        """MAC of the signal `received`.
+
+        Args:
+            vision: the tower's configuration.
+            layer: of the tower, as in `Signal`.
+            tokens: visual tokens of the image.
+
+        Raises:
+            UserError: the layer cannot be planned for.
+        """
         raise NotImplementedError
 
     def tower_macs(self, vision, height: int, width: int) -> int:
-        """MAC of the vision tower on one image of so many pixels, by formula, without the projector."""
+        """MAC of the vision tower on one image, by formula, without the projector.
+
+        Args:
+            vision: the tower's configuration.
+            height: of the image, in pixels.
+            width: likewise.
+        """
         raise NotImplementedError
 
     def tower_attention_macs(self, vision, height: int, width: int) -> int:
-        """Those of `tower_macs` that are products of queries, keys and values."""
+        """Those of `tower_macs` that are products of queries, keys and values; same arguments."""
         raise NotImplementedError
 
     def projector_macs(self, config, tokens: int) -> int:
@@ -249,12 +298,30 @@ class Family:
         return inner.multi_modal_projector
 
     def pixels_seen(self, config, arguments: Mapping[str, object], pixels: Tensor) -> list[tuple[int, int]]:
-        """(height, width) of each image in a call of the tower: its first argument and those with names."""
+        """Sizes of the images in a call of the tower.
+
+        Args:
+            config: the model's.
+            arguments: of the call, those with names.
+            pixels: its first argument, see `Images.tensor`.
+
+        Returns:
+            (height, width) in pixels of each image.
+        """
         return [tuple(pixels.shape[-2:])] * len(pixels)
 
     def tower_parts(self, model: nn.Module, height: int, width: int) -> tuple[list[Part], int]:
-        """What the tower runs on one image of so many pixels, and the MAC of what cannot be traced (torch
-        2.15 traces no convolution on the meta device)."""
+        """What the tower runs on one image.
+
+        Args:
+            model: true shapes on the meta device, or a loaded one.
+            height: of the image, in pixels.
+            width: likewise.
+
+        Returns:
+            Its parts, and the MAC of what cannot be traced (torch 2.15 traces no convolution on the meta
+            device).
+        """
         raise NotImplementedError
 
     def projector_part(self, model: nn.Module) -> Part:
@@ -264,16 +331,34 @@ class Family:
         return Part(projector, (first.weight.new_empty(1, 1, first.in_features),))
 
     def noise(self, vision, pixels: tuple[int, int], batch: int, generator) -> dict[str, Tensor]:
-        """What the image processor would make of `batch` images of noise. pixels: their height and width."""
+        """What the image processor would make of images of noise, by the names of its outputs.
+
+        Args:
+            vision: the tower's configuration.
+            pixels: height and width of each image.
+            batch: number of images.
+            generator: torch's, on the CPU.
+        """
         raise NotImplementedError
 
     def prompt_facts(self, is_image: Tensor) -> dict[str, Tensor]:
-        """Inputs beside token ids and images that the processor would make; is_image: bool [B, n]."""
+        """Inputs beside token ids and images that the processor would make.
+
+        Args:
+            is_image: where visual tokens stand, bool [B, n].
+        """
         return {}
 
     def narrow(self, body: Mapping) -> dict:
         """The keyword arguments of a configuration with the same depth and image, but widths of 16 and a
-        vocabulary of 512: it runs in a moment anywhere, and launches as many kernels."""
+        vocabulary of 512: it runs in a moment anywhere, and launches as many kernels.
+
+        Args:
+            body: those of the configuration to be made narrow.
+
+        Raises:
+            UserError: none is known.
+        """
         raise UserError(f"no narrow form of {self.title} is known")
 
 
@@ -330,16 +415,34 @@ class Adapter:
     # ---- the tower
 
     def images(self, arguments: Mapping[str, object]) -> Images:
-        """The images of a call with these arguments. Raises RuntimeError for what is not supported."""
+        """The images of a call of `get_image_features`.
+
+        Args:
+            arguments: of the call, by name.
+
+        Raises:
+            RuntimeError: they hold what is not supported.
+        """
         raise NotImplementedError
 
     def see(
         self, images: Images, which: Sequence[int], grids: Sequence[Grid], signals: Iterable[Signal]
     ) -> list[dict[Signal, Tensor]]:
-        """Run the vision tower once, on the images numbered `which` at rasters `grids`: each one's signals,
-        the feature among them.
+        """Run the vision tower once.
 
-        Raises ValueError for a layer there is not, UserError for a kind of signal.
+        Args:
+            images: of the call.
+            which: numbers of those to be looked at.
+            grids: rows and columns of visual tokens to look at each of them with.
+            signals: wanted beside the feature, which is always given.
+
+        Returns:
+            Of each image of `which` its signals, the feature [N, d] among them; shapes as `ImageView` has
+            them.
+
+        Raises:
+            ValueError: a layer that there is not.
+            UserError: a kind of signal that the family has not.
         """
         raise NotImplementedError
 
@@ -350,7 +453,14 @@ class Adapter:
     # ---- the prompt
 
     def check_prompt(self, arguments: Mapping[str, object]) -> None:
-        """Raises RuntimeError if the multimodal model is called with what the engine does not support."""
+        """Whether the engine supports a call of the multimodal model.
+
+        Args:
+            arguments: of the call, by name.
+
+        Raises:
+            RuntimeError: it does not.
+        """
 
     def image_sizes(self, layout: Layout) -> list[list[int]]:
         """Visual tokens of each image of each sample, in order."""
@@ -359,20 +469,55 @@ class Adapter:
     def check_positions(
         self, layout: Layout, sizes: Sequence[Sequence[int]], positions: Tensor | None
     ) -> None:
-        """Raises RuntimeError if the language model's `positions` cannot be right for such a prompt. sizes:
-        see `image_sizes`."""
+        """Whether the language model's positions can be right for a prompt.
+
+        Args:
+            layout: of the prompts.
+            sizes: see `image_sizes`.
+            positions: int64 [B or 1, n], or [3, B, n] of M-RoPE ([4, B, n] where a first row numbers the
+                tokens for masks); None: the language model counts them itself.
+
+        Raises:
+            RuntimeError: they cannot.
+        """
 
     def prompt_positions(self, before: int, grid: Grid, after: int) -> Tensor:
-        """Rotary positions of a prompt with one image: int64 [1, n], or [3, n] of M-RoPE. before, after: text
-        tokens on either side of it."""
+        """Rotary positions of a prompt with one image.
+
+        Args:
+            before: text tokens ahead of it.
+            grid: rows and columns of its visual tokens.
+            after: text tokens behind it.
+
+        Returns:
+            int64 [1, n], or [3, n] of M-RoPE.
+        """
         return torch.arange(before + grid[0] * grid[1] + after)[None]
 
     def following(self, layout: Layout, positions: Tensor | None) -> Tensor:
-        """Position [B] of the first decoded token, by the numbering of the language model's `positions`."""
+        """Position of the first decoded token.
+
+        Args:
+            layout: of the prompts.
+            positions: see `check_positions`.
+
+        Returns:
+            int64 [B], by the numbering of `positions`.
+        """
         return layout.ends
 
     def moved(self, positions: Tensor | None, before: Layout, after: Layout, move: Move) -> Tensor:
-        """The language model's positions after a cut at its input, where tokens keep theirs."""
+        """The language model's positions after a cut at its input, where tokens keep theirs.
+
+        Args:
+            positions: before the cut, see `check_positions`.
+            before: layout before the cut.
+            after: layout after it.
+            move: which token goes where.
+
+        Returns:
+            Shaped as `positions`, with as many columns as are left.
+        """
         if positions is None:
             positions = before.positions
         return positions.expand(len(move.place), -1).gather(1, move.place)
@@ -381,7 +526,16 @@ class Adapter:
         self, positions: Tensor, layout: Layout, grids: Sequence[Sequence[tuple[Grid, Grid]]]
     ) -> Tensor:
         """The prompt's positions as if its images had been smaller; a small image's tokens have theirs in its
-        first places. grids: for each sample, each image's raster in the prompt and as it was seen."""
+        first places.
+
+        Args:
+            positions: see `check_positions`.
+            layout: of the prompts.
+            grids: for each sample, each image's raster in the prompt and as it was seen.
+
+        Returns:
+            Shaped as `positions`.
+        """
         raise NotImplementedError("1-D positions are numbered anew")
 
 

@@ -46,7 +46,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Fit:
-    """device: of devices.yaml. factors: by part. rows: all published ones."""
+    """What a card reaches of its datasheet.
+
+    Attributes:
+        device: of devices.yaml.
+        source: of the published rows.
+        factors: by part.
+        rows: all published ones.
+    """
 
     device: str
     source: str
@@ -55,8 +62,7 @@ class Fit:
 
     def corrected(self, work: roofline.Work) -> float | None:
         """ms of a prefill, tower and language model corrected; None where launches are not known."""
-        (device,) = (d for d in roofline.devices() if d.name == self.device)
-        parts = work.parts(device)
+        parts = work.parts(_device(self.device))
         if parts is None:
             return None
         return sum(ms / self.factors.get(part, 1.0) for part, ms in parts.items())
@@ -68,12 +74,16 @@ def published() -> dict:
     return yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
 
+def _device(name: str) -> roofline.Device:
+    return next(d for d in roofline.devices() if d.name == name)
+
+
 def fit(estimates: roofline.Roofline, budget: int = 64) -> Fit | None:
     """The factors by the published rows; None unless `estimates` are of their shape and launches known."""
     body = published()
     if estimates.shape.name != body["shape"]:
         return None
-    (device,) = (d for d in roofline.devices() if d.name == body["device"])
+    device = _device(body["device"])
     estimated = []
     for row in body["rows"]:
         plan = row["plan"]

@@ -30,9 +30,10 @@ NOT_IN_FILES = ("spec", "failed", "no_average", "equal_cost", "equal_cost_budget
 
 def common_text_length(records: Sequence[Mapping]) -> int:
     """The number of text tokens that FLOPs are counted at, the same for all methods: mean over the run's
-    prompts.
+    prompts, rounded; 0 when no cell is done.
 
-    Raises nothing: 0 when no cell is done.
+    Args:
+        records: of the run's cells.
     """
     lengths = {
         r["task"]: (r["visual_tokens"]["text_tokens"], r["data"]["documents"])
@@ -69,7 +70,13 @@ class Average:
 
 def averages(cells: Mapping[Address, Mapping], tasks: Sequence[str], seed: int) -> dict[tuple, Average]:
     """Each method's average by (spec, budget), paired: on each task all methods share the resamples of the
-    documents, so that their luck cancels in every ratio and difference."""
+    documents, so that their luck cancels in every ratio and difference.
+
+    Args:
+        cells: records by (task, spec, budget).
+        tasks: names of the run's benchmarks; those that `averaged` leaves of them count.
+        seed: of the resamples.
+    """
     counted = averaged(tasks)
     ratios: dict[tuple, list[tuple[float, np.ndarray]]] = {}
     missing: dict[tuple, str] = {}
@@ -126,13 +133,18 @@ def _draws(task: str, records: Mapping[tuple, Mapping], seed: int) -> dict[tuple
 
 
 def units_of(record: Mapping) -> Units:
-    """What a cell's record was resampled over."""
+    """What a cell's record was resampled over: n clusters of documents, with counts float64 [n, c]."""
     u = record["units"]
     return Units(tuple(u["cluster"]), np.array(u["counts"], dtype=float), tuple(u["stratum"]))
 
 
 class Numbers(NamedTuple):
-    """What a run's reports are made of. table: see `build`. averages: see `averages`."""
+    """What a run's reports are made of.
+
+    Attributes:
+        table: one row per (block, method), see `build`.
+        averages: by (spec, budget), see `averages`.
+    """
 
     table: pd.DataFrame
     averages: Mapping[tuple, Average]
@@ -152,13 +164,36 @@ def build(
     """The averages, and a table with one row per (block, method): vanilla first, then methods and after them
     controls, best average first.
 
-    Columns: block, method (`tables.labels`), kind (reference, method, control), budget; score, low, high of
-    each task; average, its interval, and group (letters: methods of a block that share one cannot be told
-    apart); kept, kept_std, mean_over_layers; gflops, gflops_ratio, selection_gflops; prefill, vision,
-    selection, llm (ms, median), prefill_p10/p90, speedup, peak_gb, joules. Not in files: spec; failed (names
-    of the cells that failed); no_average (why there is none).
+    Args:
+        records: of the run's cells.
+        measured: records of FLOPs and latency, one per (spec, budget).
+        budgets: a block each.
+        tasks: names of the run's benchmarks, in the order of their columns.
+        seed: of the bootstrap.
+        counter: of the backbone's multiply-accumulates.
+        text_tokens: that FLOPs are counted at, see `common_text_length`.
+        at: the methods' budgets in each block, by (block, spec); None: the block's own.
 
-    at: the methods' budgets in each block, by (block, spec); None: the block's own.
+    Returns:
+        The table's columns, nan where there is nothing:
+            block: its budget.
+            method: see `tables.labels`.
+            kind: reference, method or control.
+            budget: the method's own; nan for vanilla.
+            average, average_low, average_high: in % of vanilla's, and its 95 % interval.
+            group: letters; methods of a block that share one cannot be told apart.
+            TASK, TASK_low, TASK_high: score in the benchmark's unit, and its 95 % interval.
+            kept, kept_std: visual tokens left in the last layer, mean and standard deviation over documents.
+            mean_over_layers: visual tokens, mean over layers and documents.
+            gflops, gflops_ratio: of a prefill (10^9; 2 a MAC), and its share of vanilla's.
+            selection_gflops: those of the method's own work.
+            prefill, prefill_p10, prefill_p90: ms; median and percentiles.
+            vision, selection, llm: ms of its parts, medians.
+            speedup: vanilla's median over the method's.
+            peak_gb: 10^9 bytes allocated at most during a prefill, weights included; GPUs only.
+            joules: energy of a prefill, per image.
+            spec, failed, no_average: not in files: the method's spec, names of the cells that failed, why
+                there is no average.
     """
     cells = {(r["task"], r["method"]["spec"], r["method"]["budget"]): r for r in records}
     means = averages(cells, tasks, seed)

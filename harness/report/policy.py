@@ -30,13 +30,14 @@ from harness.tasks.benchmark import Benchmark
 from harness.tasks.bootstrap import FEWEST_CLUSTERS, Units, interval
 from harness.tasks.suites import POCKET8
 from methods import learned, registry
+from methods.base import Pruner
 from methods.errors import UserError
+from methods.stepprune.controls import FIRST
 
 #: the question goes in, as the text of the prompt and its word embeddings [T, D]; what the method reads, out
 Words = Callable[[str, Tensor], Tensor]
 
 VANILLA, OWN, BLANK, OTHER = "nothing pruned", "as it is", "words blanked", "another's words"
-FIRST, SHUFFLED, UNTRAINED = "first step's top K", "steps shuffled", "untrained"
 #: held-out images on which the untrained policy is given the trained one's mean K
 CALIBRATED_ON = 16
 
@@ -118,60 +119,43 @@ def ask(session: Session) -> tuple[pd.DataFrame, int | None]:
     """Every question answered in every way: one row each, columns as `_rows` has them and `way`; and K_max of
     a method that has one."""
     method, frames = session.methods[-1], []
-    own, words = build_pruner(method), {}
-    last = _more_ways(session, own, words)
+    plain, words = build_pruner(method), {}
+    own = _told(plain, words.setdefault) if plain.reads_text else plain  # notes what it reads
+    about = learned.find(own.name) if own.name in learned.names() else None
+    controls = about.controls(own, lambda: _held_out(session.backbone, own)) if about else {}
     for documents in session.documents:
         texts = [request.args[0] for request in session.task(documents).instances]
         words.clear()
         first = {VANILLA: build_pruner(session.methods[0]), OWN: own}
-        for ways in (first, last(texts)):  # another's words have to be known first
+        more = {**_other_words(plain, words, texts), **controls}
+        for ways in (first, more):  # another's words have to be known first
             frames += [f.assign(way=way) for way, f in _answered(session, documents, ways).items()]
-    policy = getattr(own, "_policy", None)
-    most = getattr(getattr(policy, "config", None), "max_steps", None)
-    return pd.concat(frames, ignore_index=True), most
+    return pd.concat(frames, ignore_index=True), about.most_tokens(own) if about else None
 
 
-def _more_ways(session: Session, own, words: dict[str, Tensor]) -> Callable[[Sequence[str]], dict]:
-    """What makes, for the texts of a task's questions, the pruners of the other ways. `own`, the method as it
-    is, is made to note in `words` what it reads of each question."""
-    method = session.methods[-1]
-
-    def note(text: str, read: Tensor) -> Tensor:
-        return words.setdefault(text, read)
-
-    if own.reads_text:
-        _told(own, note)
-    fixed = {}
-    if hasattr(own, "decoder"):  # it chooses step by step
-        from methods.stepprune import controls
-
-        for way, decoder in ((FIRST, controls.FirstStep), (SHUFFLED, controls.Shuffled)):
-            fixed[way] = build_pruner(method)
-            fixed[way].decoder = decoder
-        fixed[UNTRAINED] = build_pruner(method)
-        fixed[UNTRAINED].take(*_untrained(session.backbone, own))
-
-    def ways(texts: Sequence[str]) -> dict:
-        if not own.reads_text:
-            return fixed
-        blank, other = build_pruner(method), build_pruner(method)
-        swapped = _swapped(texts)
-        return {
-            BLANK: _told(blank, lambda text, read: torch.zeros_like(read)),
-            OTHER: _told(other, lambda text, read: words[swapped[text]]),
-            **fixed,
-        }
-
-    return ways
+def _other_words(pruner: Pruner, words: Mapping[str, Tensor], texts: Sequence[str]) -> dict[str, Pruner]:
+    """The method with its words changed; nothing where it reads none."""
+    if not pruner.reads_text:
+        return {}
+    swapped = _swapped(texts)
+    return {
+        BLANK: _told(pruner, lambda text, read: torch.zeros_like(read)),
+        OTHER: _told(pruner, lambda text, read: words[swapped[text]]),
+    }
 
 
-def _told(pruner, change: Words):
-    """The pruner, reading what `change` makes of the words."""
-    pruner.reads_question, select = True, pruner.select_all
-    pruner.select_all = lambda images: select(
-        [replace(image, text=change(image.question, image.text)) for image in images]
-    )
-    return pruner
+def _told(pruner: Pruner, change: Words) -> Pruner:
+    """One with the same settings that reads what `change` makes of the words."""
+
+    class Told(type(pruner)):
+        reads_question = True
+
+        def select_all(self, images):
+            return super().select_all(
+                [replace(image, text=change(image.question, image.text)) for image in images]
+            )
+
+    return Told(budget=pruner.budget, **pruner.parameters())
 
 
 def _swapped(texts: Sequence[str]) -> dict[str, str]:
@@ -181,18 +165,15 @@ def _swapped(texts: Sequence[str]) -> dict[str, str]:
     return dict(zip(order, [*order[1:], order[0]]))
 
 
-def _untrained(backbone, pruner):
-    """Policy and denoiser as training starts with them, see `controls.untrained`."""
+def _held_out(backbone, pruner: Pruner) -> tuple[object, list]:
+    """The frozen model and held-out batches, for `Learned.controls`; the pruner is made ready for it."""
     from harness.pocket.supplies import PocketSupplies
-    from methods.stepprune import controls
-    from methods.stepprune.gate import LocalDenoiser
     from methods.stepprune.training.data import held_out
     from methods.stepprune.training.objective import FrozenModel
 
     pruner.prepare(backbone.model)
     frozen = FrozenModel(backbone.model, backbone.adapter)
-    batches = list(held_out(PocketSupplies().held_out(backbone), backbone, frozen, CALIBRATED_ON))
-    return controls.untrained(pruner._policy, frozen, batches), LocalDenoiser(frozen.width).eval()
+    return frozen, list(held_out(PocketSupplies().held_out(backbone), backbone, frozen, CALIBRATED_ON))
 
 
 def _answered(session: Session, documents, ways: Mapping[str, object]) -> dict[str, pd.DataFrame]:
@@ -276,7 +257,8 @@ def described(table: pd.DataFrame, most: int | None) -> dict[str, object]:
     table = table.sort_values(["task", "row"], kind="stable")
     by_way = {way: f.reset_index(drop=True) for way, f in table.groupby("way", sort=False)}
     own = by_way[OWN]
-    order = [w for w in (VANILLA, OWN, BLANK, OTHER, FIRST, SHUFFLED, UNTRAINED) if w in by_way]
+    order = [w for w in (VANILLA, OWN, BLANK, OTHER) if w in by_way]
+    order += [w for w in by_way if w not in order]
     known = own["K"].to_numpy(float)
     at_most = None if most is None else 100 * float((known >= own["tokens"].clip(upper=most)).mean())
     return {

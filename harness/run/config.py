@@ -25,11 +25,34 @@ _LONGEST = 80
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The options of `run_all.py`, checked. `methods` are specs such as `fastv:k=3,schedule=average`. `limit`
-    is documents per benchmark (None: all), `limits` the same for single ones. `load`: how the backbone is
-    found and loaded. `explore`: questions in the explorer of the page. `keep_results`: re-use what was
-    finished by other code, with a footnote in the table. `match`: "flops" for a second table beside the
-    leaderboard, in which every method has a budget of equal cost (`harness.costs.match`).
+    """The options of `run_all.py`, checked.
+
+    Attributes:
+        benchmarks: the columns of the leaderboard.
+        out: folder of the run.
+        budgets: visual tokens per image, or fractions of them below 1; a block of the table each.
+        methods: specs such as `fastv:k=3,schedule=average`; "all": every method there is.
+        backbone: a name for `backbones.load`.
+        suite: which data set the benchmarks are read from, and its defaults.
+        data: folder of the data; None: the suite's own.
+        limit: documents per benchmark; None: all.
+        batch_size: questions answered together; changes no answer.
+        device: of the backbone.
+        dtype: of its weights: float32, bfloat16 or float16.
+        fresh: compute again what an earlier run in `out` has finished.
+        explore: questions in the explorer of the page.
+        keep_results: re-use what was finished by other code, with a footnote in the table.
+        match: "flops" for a second table beside the leaderboard, in which every method has a budget of equal
+            cost (`harness.costs.match`); None: none.
+        seed: of the methods that draw, and of the bootstrap.
+        latency_repeats: prefills timed of each method.
+        max_new_tokens: cap on an answer's length, in tokens; None: the suite's.
+        blind: every image is replaced by a grey one.
+        engine: "local", or "ray" to spread the cells over a cluster.
+        address: of the Ray cluster, or "auto"; None: a local one for this run.
+        workers: of Ray; None: one per GPU, or per CPU where there is no GPU.
+        limits: `limit` of single benchmarks, by name.
+        load: how the backbone is found and loaded.
     """
 
     benchmarks: tuple[Benchmark, ...]
@@ -58,15 +81,21 @@ class RunConfig:
     load: LoadOptions = field(default_factory=LoadOptions)
 
     def limit_of(self, benchmark: Benchmark) -> int | None:
+        """Documents of the benchmark; None: all."""
         return self.limits.get(benchmark.name, self.limit)
 
     @property
     def token_cap(self) -> int | None:
+        """New tokens that an answer has at most; None: the benchmark's own number."""
         return self.max_new_tokens if self.max_new_tokens is not None else self.suite.max_new_tokens
 
 
 def parse_budget(text: str) -> Budget:
-    """`"64"` -> 64 visual tokens, `"0.111"` -> that fraction of the image's. Raises UserError."""
+    """A budget as it is typed: `"64"` is 64 visual tokens, `"0.111"` that fraction of the image's.
+
+    Raises:
+        UserError: neither a whole number from 1 on nor a fraction between 0 and 1.
+    """
     problem = (
         f"budget {text!r}: give a whole number of visual tokens (64) or a fraction between 0 and 1 (0.111)"
     )
@@ -80,8 +109,14 @@ def parse_budget(text: str) -> Budget:
 
 @dataclass(frozen=True)
 class Method:
-    """A method at a budget (None: it prunes nothing). `parameters` are all of its settings, defaults
-    included; `code` the source files that its class depends on (`identity.method_code`).
+    """A method at a budget.
+
+    Attributes:
+        spec: as it was asked for, with the run's seed where the method draws.
+        name: the method's.
+        budget: visual tokens per image, or a fraction of them; None: it prunes nothing.
+        parameters: all of its settings, defaults included.
+        code: digests of the source files that its class depends on (`identity.method_code`).
     """
 
     spec: str
@@ -105,10 +140,15 @@ def build_pruner(method: Method):
 
 
 def method_at(spec: str, budget: Budget | None, seed: int) -> Method:
-    """Resolve a spec through the registry. A method with a `seed` parameter gets the run's, unless the spec
-    names one.
+    """Resolve a spec through the registry.
 
-    Raises UserError for an unknown method or parameter (from the registry).
+    Args:
+        spec: such as `fastv:k=3`.
+        budget: see `Method`; vanilla has none whatever is given.
+        seed: the run's, for a method with such a parameter, unless the spec names one.
+
+    Raises:
+        UserError: for an unknown method or parameter (from the registry).
     """
     from methods import registry
 
@@ -130,9 +170,14 @@ def method_at(spec: str, budget: Budget | None, seed: int) -> Method:
 class Cell:
     """One (backbone, method and its parameters, budget, task), over a fixed set of documents.
 
-    `answers_key` covers everything that determines the answer to a document; `key` adds which documents and
-    how they are scored: it is the digest of `identity`. Batch size is in neither: any batch size gives the
-    same answers.
+    Batch size is in no key: any batch size gives the same answers.
+
+    Attributes:
+        benchmark: the task.
+        method: with parameters and budget.
+        answers_key: digest of everything that determines the answer to a document.
+        key: digest of `identity`.
+        identity: what `answers_key` covers, which documents, and how they are scored; JSON-able.
     """
 
     benchmark: Benchmark
@@ -143,12 +188,15 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """For logs and messages."""
         return f"{self.benchmark.name}/{self.method.slug}"
 
     def record_path(self, out: Path) -> Path:
+        """File of the cell's record in the run's folder `out`."""
         return out / "cells" / self.benchmark.name / f"{self.method.slug}_{self.key}.json"
 
     def journal_path(self, out: Path) -> Path:
+        """File of the answers so far in the run's folder `out`."""
         return out / "journal" / self.benchmark.name / f"{self.method.slug}_{self.answers_key}.jsonl"
 
 
@@ -161,8 +209,17 @@ def make_cell(
     answering: identity.Code,
     scoring: identity.Code,
 ) -> Cell:
-    """described: `Backbone.describe()`; documents: harness.tasks.lmms.Documents; answering, scoring:
-    `identity.answer_code` of the backbone's family and `identity.scoring_code` of the benchmark."""
+    """The cell of a method on a benchmark.
+
+    Args:
+        config: of the run.
+        described: `Backbone.describe()`.
+        benchmark: the task.
+        method: with parameters and budget.
+        documents: `harness.tasks.lmms.Documents` of the benchmark.
+        answering: `identity.answer_code` of the backbone's family.
+        scoring: `identity.scoring_code` of the benchmark.
+    """
     answers = {
         "backbone": dict(described),
         "method": {"name": method.name, "parameters": dict(method.parameters)},

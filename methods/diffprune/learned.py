@@ -77,3 +77,11 @@ def checkpoint_name(options) -> str:
 
 def serves(options) -> bool:
     return options.supervise == "loss"
+
+
+def most_tokens(pruner) -> int | None:
+    return None
+
+
+def controls(pruner, held_out) -> Mapping:
+    return {}

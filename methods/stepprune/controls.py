@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from methods.stepprune.fast import Decoder
+from methods.stepprune.gate import LocalDenoiser
+from methods.stepprune.method import StepPrune
 from methods.stepprune.policy import Choices, Memory, Policy, counts
+
+FIRST, SHUFFLED, UNTRAINED = "first step's top K", "steps shuffled", "untrained"
 
 
 class FirstStep:
@@ -73,3 +77,19 @@ def untrained(trained: Policy, frozen, batches: Sequence, seed: int = 0) -> Poli
     wanted = float(counts(collect(trained, frozen, batches), 0.0).double().mean())
     policy.stop_bias.add_(bias_for(collect(policy, frozen, batches), wanted))
     return policy
+
+
+class _First(StepPrune):
+    decoder = FirstStep
+
+
+class _Shuffled(StepPrune):
+    decoder = Shuffled
+
+
+def ways(pruner: StepPrune, frozen, batches: Sequence) -> dict[str, StepPrune]:
+    """See `methods.learned.Learned.controls`."""
+    settings = {"budget": pruner.budget, **pruner.parameters()}
+    start = StepPrune(**settings)
+    start.take(untrained(pruner._policy, frozen, batches), LocalDenoiser(frozen.width).eval())
+    return {FIRST: _First(**settings), SHUFFLED: _Shuffled(**settings), UNTRAINED: start}

@@ -90,3 +90,13 @@ def checkpoint_name(options) -> str:
 
 def serves(options) -> bool:
     return options.text == "on" and options.supervise == "loss"
+
+
+def most_tokens(pruner) -> int | None:
+    return pruner._policy.config.max_steps
+
+
+def controls(pruner, held_out) -> Mapping:
+    from methods.stepprune import controls
+
+    return controls.ways(pruner, *held_out())

@@ -14,7 +14,7 @@ from harness.report import policy as report
 from harness.tasks.suites import parse_tasks
 from methods.errors import UserError
 from methods.stepprune import checkpoint as checkpoints
-from methods.stepprune.controls import FirstStep, Shuffled
+from methods.stepprune.controls import FIRST, SHUFFLED, UNTRAINED, FirstStep, Shuffled
 from methods.stepprune.gate import LocalDenoiser
 from methods.stepprune.policy import Policy, PolicyConfig
 
@@ -61,9 +61,9 @@ def test_every_way_of_answering_reaches_the_method(found):
     ways = found["ways"]
     assert len(ways) == 7
     assert ways[report.OWN]["overlap"]["mean"] == 1 and ways[report.OWN]["less"]["mean"] == 0
-    for way in (report.BLANK, report.OTHER, report.FIRST, report.SHUFFLED, report.UNTRAINED):
+    for way in (report.BLANK, report.OTHER, FIRST, SHUFFLED, UNTRAINED):
         assert ways[way]["overlap"]["mean"] < 0.9, way
-    for way in (report.FIRST, report.SHUFFLED):
+    for way in (FIRST, SHUFFLED):
         assert ways[way]["K"] == ways[report.OWN]["K"], "as many tokens as the loop"
     assert ways[report.VANILLA]["K"] == {"mean": 64, "std": 0}
     assert ways[report.VANILLA]["recall"]["mean"] == 100 > ways[report.OWN]["recall"]["mean"] > 0
