@@ -26,7 +26,8 @@ P = TypeVar("P", bound=type[Pruner])
 def register(cls: P) -> P:
     """Class decorator: makes the method known under `cls.name`.
 
-    Raises UserError if the class cannot be a method or another one has its name.
+    Raises:
+        UserError: the class cannot be a method, or another one has its name.
     """
     where = f"{cls.__module__}.{cls.__qualname__}"
     if not (isinstance(cls, type) and issubclass(cls, Pruner)):
@@ -43,9 +44,12 @@ def register(cls: P) -> P:
 
 
 def available(answer_key: bool = False) -> dict[str, type[Pruner]]:
-    """All methods by name: vanilla first, then in alphabetical order; with `answer_key` also the controls
-    that know it. A module of this package that cannot be
-    imported, and a plug-in that cannot be loaded, are left out, with one line on stderr."""
+    """All methods by name: vanilla first, then in alphabetical order. A module of this package that cannot
+    be imported, and a plug-in that cannot be loaded, are left out, with one line on stderr.
+
+    Args:
+        answer_key: whether controls that know the answer key are among them.
+    """
     _import_own()
     for point in _plugins(importlib.metadata.entry_points, tuple(sys.path)):
         _take_plugin(point)
@@ -103,10 +107,14 @@ def _reason(error: Exception) -> str:
 
 
 def build(spec: str, budget: int | float | None = None) -> Pruner:
-    """`build("fastv:k=3,schedule=average", budget=64)`.
+    """A pruner by its spec: `build("fastv:k=3,schedule=average", budget=64)`.
 
-    Raises UserError for an unknown method or parameter (it lists the known ones), or a value that does not
-    fit.
+    Args:
+        spec: the method's name; behind a colon its settings, with commas between them.
+        budget: see `Pruner`.
+
+    Raises:
+        UserError: an unknown method or parameter (it lists the known ones), or a value that does not fit.
     """
     name, _, text = spec.partition(":")
     methods = available(answer_key=True)

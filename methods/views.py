@@ -70,10 +70,16 @@ class Hint:
 
 
 def cells(boxes: Sequence[Box], rows: int, columns: int, least: float = 0.1) -> np.ndarray:
-    """bool [rows, columns]: the cells of a grid of which a box covers at least the share `least`.
+    """The cells of a grid that boxes cover. A box too small for any cell gets the one its centre lies in.
 
-    boxes: left, top, width, height as shares of the image. A box too small for any cell gets the cell that
-    its centre lies in.
+    Args:
+        boxes: left, top, width, height as shares of the image.
+        rows: of the grid.
+        columns: of the grid.
+        least: share of a cell that a box must cover.
+
+    Returns:
+        bool [rows, columns].
     """
     found = np.zeros((rows, columns), bool)
     x, y = np.arange(columns + 1) / columns, np.arange(rows + 1) / rows

@@ -21,8 +21,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A complete checkpoint folder. repo, revision: its hub id and commit, None where they are not known (a
-    folder that does not come from the hub)."""
+    """A complete checkpoint folder.
+
+    Attributes:
+        name: as it was asked for (a folder's own name).
+        folder: where it is.
+        repo: its hub id; None for a folder that does not come from the hub.
+        revision: its commit; None likewise.
+    """
 
     name: str
     folder: Path
@@ -36,10 +42,15 @@ class FoundCheckpoint:
 
 
 def find(name: str, revision: str | None = None, download: bool = False) -> FoundCheckpoint:
-    """A name (`backbones.NAMED`, `short_names()`), a folder with config.json, or a hub id -> the checkpoint.
+    """The checkpoint on this machine.
 
-    revision: branch, tag or commit of a hub checkpoint. Asks the network only with `download`, and logs
-    a warning before it does. Raises UserError, with the command that gets what is missing.
+    Args:
+        name: of `backbones.NAMED` or `short_names()`, a folder with config.json, or a hub id.
+        revision: branch, tag or commit of a hub checkpoint; None: the main one.
+        download: whether the network may be asked for what is missing, after a warning in the log.
+
+    Raises:
+        UserError: it is not here; with the command that gets what is missing.
     """
     folder = NAMED.get(name, Path(name).expanduser())
     if name in NAMED or (folder / "config.json").is_file():

@@ -413,16 +413,12 @@ def _record(path: Path, number: int, line: str, header: Mapping, columns: Mappin
 
 def _parsed(path: Path, number: int, line: str) -> dict:
     try:
-        body = json.loads(line, parse_constant=_not_finite)
+        body = records.parsed(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} line {number} is truncated or no JSON ({error})") from error
     if not isinstance(body, dict):
         raise UserError(f"{path} line {number} is no record")
     return body
-
-
-def _not_finite(name: str) -> float:
-    raise ValueError(f"{name} is no number")
 
 
 _HEADER = {"commits": dict, "clean": bool, "files": dict, "cells": int, "cells_with_answers": int,
@@ -446,19 +442,14 @@ def _answers_file(folder: Path) -> Iterator[dict]:
 
 def _together(light: dict, columns: Mapping) -> dict:
     record = dict(light)
-    for part, name in _LONG:
-        if columns.get(f"{part}_{name}") is not None and isinstance(record.get(part), dict):
-            record[part] = {**record[part], name: columns[f"{part}_{name}"]}
-    # in the order in which the run writes them
-    for part in ("documents", "units"):
-        if isinstance(record.get(part), dict):
-            order = [name for own, name in _LONG if own == part]
-            record[part] = {k: record[part][k] for k in sorted(record[part], key=_place(order))}
+    for part in dict.fromkeys(part for part, _ in _LONG):
+        if isinstance(own := record.get(part), dict):
+            names = [name for other, name in _LONG if other == part]
+            long = {name: columns.get(f"{part}_{name}") for name in names}
+            own = own | {name: column for name, column in long.items() if column is not None}
+            # in the order in which the run writes them
+            record[part] = {name: own[name] for name in [*names, *own] if name in own}
     return record
-
-
-def _place(order: Sequence[str]):
-    return lambda name: order.index(name) if name in order else len(order)
 
 
 def _bundled(folder: Path, columns: Mapping | None) -> list[Answer] | None:

@@ -252,7 +252,7 @@ def read(path: Path, kind: Kind | None = None) -> dict:
     is of another schema version.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite)
+        record = parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); move it away and run again") from error
     except (ValueError, RecursionError) as error:
@@ -264,6 +264,11 @@ def read(path: Path, kind: Kind | None = None) -> dict:
     if kind is not None and (problem := problem_with(record, kind, path)):
         raise Damaged(path, problem)
     return record
+
+
+def parsed(text: str) -> object:
+    """What a JSON text holds. Raises ValueError or RecursionError if it is none, and for NaN and Infinity."""
+    return json.loads(text, parse_constant=_not_finite)
 
 
 def _not_finite(name: str) -> float:

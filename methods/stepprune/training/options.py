@@ -35,16 +35,76 @@ SETTINGS_OF_2605_28051: Mapping[str, object] = {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """One run. Everything is in the checkpoint's description. Values that our copy of the paper does not
-    give are open and ours: nearly all of them.
+    """One training. Everything is in the checkpoint's description. Values that our copy of the paper does
+    not give are open and ours: nearly all of them.
 
-    start_from: a checkpoint whose weights are gone on from (ours), instead of random ones.
+    Exactly one of `target_tokens` and `length_weight` is given.
 
-    Exactly one of target_tokens and length_weight is given. length_mode follows from it: `held`, a mean that
-    a bias on the stop logit holds (ours), or `paper`, a fixed lambda, whose K-bar is the batch's running
-    mean. batch_size: questions per process and micro-step, `questions` of them on each image; accumulate:
-    micro-steps per step. method: a learned method's name; its module `methods.<name>.learned` says which
-    options it has no use for, and which defaults are its own.
+    Attributes:
+        out: file of the checkpoint.
+        method: a learned method's name; its module `methods.<name>.learned` says which options it has no use
+            for, and which defaults are its own.
+        backbone: a name for `backbones.load`; frozen.
+        target_tokens: mean number of tokens wanted, per question.
+        length_weight: fixed lambda (the paper's), instead of a target.
+        length_mode: follows from these two: `held`, a mean that a bias on the stop logit holds (ours), or
+            `paper`, a fixed lambda, whose K-bar is the batch's running mean.
+        supervise: what the policy learns from: the next-token loss (the paper's), or the patches that hold
+            the answer, where the data says which (ours: what the architecture can do, whatever that loss
+            teaches).
+        drawn: version of the drawn data where `data` is None; None: the one that has evidence if that is
+            wanted, else what the backbone is asked.
+        data: LLaVA's instruction format, or objects with `image` and `caption`; None: drawn.
+        images: folder of the images that `data` names.
+        steps: of the optimiser; 0: not trained, only calibrated (a control).
+        batch_size: questions per process and micro-step.
+        accumulate: micro-steps per step.
+        questions: on each image of a batch.
+        lr: learning rate of the policy.
+        denoiser_lr: of the denoiser.
+        warmup: steps in which the rates rise.
+        weight_decay: of matrices.
+        clip: most that the gradient's norm may be.
+        token_lr: rate of W_p and of the learned vectors (stop, start, text offset) as a share of their own
+            size as they start: at `lr` AdamW moved them by 1 to 3 % in a whole run. 0: `lr`, as any other
+            parameter.
+        text_gate_until: share of the steps in which alpha rises to 1. Early, so that words count while the
+            learning rate is high (the paper's section 3.2; 4.1 says: over the whole run, with which the
+            policies came to ignore the question).
+        words_from: where W_p starts: by least squares between the tower's rows and the projected patches, so
+            that a word begins near the patches that it names; or at random.
+        sharpness: of SoftTopK at the start; low, because sharp gates give the policy noise for a gradient
+            (docs/stepprune.md).
+        final_sharpness: at the end.
+        sharpen_until: share of the steps in which it rises.
+        gamma: decay; None: exp(-1/2 / target).
+        aggregation: of the steps' scores, Table 4 (b).
+        text: whether the encoder reads the prompt.
+        causal_encoder: Table 4 (a).
+        decoder_layers: of the pointer decoder.
+        pointer: the logits: a projection of the decoder's output, or its last cross-attention's.
+        temperature: tau.
+        max_steps: K_max; None: three times the target.
+        chain: straight-through links that are followed; None: all.
+        k_from: where K-bar comes from; None: `sample` where a mean is held (the LM loss answers for every
+            sample's length), `batch` at a fixed lambda, as in the paper.
+        slots: places of an image that the language model reads; None: all.
+        start_from: a checkpoint whose weights are gone on from (ours), instead of random ones.
+        seed: of everything that is random.
+        precision: mixed precision.
+        dtype: of the frozen model's weights; the policy's are float32.
+        checkpointing: compute the language model's layers again in the backward pass instead of keeping what
+            they computed.
+        device: "auto": the GPU that accelerate gives, if any; or "cpu".
+        log_every: steps between two lines of the log.
+        save_every: steps between two states for `resume`.
+        workers: processes that draw or read images ahead.
+        resume: go on from the saved state.
+        stop_at: the step at which to stop before the end, its state saved; None: run to the end.
+        cost: time one step against the frozen model alone when the run is over.
+
+    Raises:
+        UserError: options do not fit together.
     """
 
     out: Path
@@ -53,13 +113,8 @@ class TrainOptions:
     target_tokens: float | None = None
     length_weight: float | None = None
     length_mode: Literal["held", "paper"] | None = None
-    #: what the policy learns from: the next-token loss (the paper's), or the patches that hold the answer,
-    #: where the data says which (ours: what the architecture can do, whatever that loss teaches)
     supervise: Literal["loss", "evidence"] = "loss"
-    #: version of the drawn data where `data` is None; None: the one that has evidence if that is wanted, else
-    #: what the backbone is asked
     drawn: Literal["v1", "v2"] | None = None
-    #: LLaVA's instruction format, or objects with `image` and `caption`
     data: Path | None = None
     images: Path | None = None
     steps: int = 160
@@ -71,23 +126,14 @@ class TrainOptions:
     warmup: int = 40
     weight_decay: float = 0.01
     clip: float = 1.0
-    #: rate of W_p and of the learned vectors (stop, start, text offset) as a share of their own size as they
-    #: start: at `lr` AdamW moved them by 1 to 3 % in a whole run. 0: `lr`, as any other parameter.
     token_lr: float = 0.01
-    #: early, so that words count while the learning rate is high (the paper's section 3.2; 4.1 says: over the
-    #: whole run, with which the policies came to ignore the question)
     text_gate_until: float = 0.1
-    #: where W_p starts: by least squares between the tower's rows and the projected patches, so that a word
-    #: begins near the patches that it names; or at random
     words_from: Literal["patches", "random"] = "patches"
-    #: low, because sharp gates give the policy noise for a gradient (docs/stepprune.md)
     sharpness: float = 0.2
     final_sharpness: float = 0.3
-    #: share of the steps in which it rises
     sharpen_until: float = 1.0
     gamma: float | None = None
     aggregation: Aggregation = "full"
-    #: whether the encoder reads the prompt
     text: Literal["on", "off"] = "on"
     causal_encoder: bool = False
     decoder_layers: int = 1
@@ -95,16 +141,12 @@ class TrainOptions:
     temperature: float = 0.2
     max_steps: int | None = None
     chain: int | None = 1
-    #: None: `sample` where a mean is held (the LM loss answers for every sample's length), `batch` at a fixed
-    #: lambda, as in the paper
     k_from: Literal["batch", "sample"] | None = None
     slots: int | None = None
     start_from: Path | None = None
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
-    #: of the frozen model's weights; the policy's are float32
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    #: compute the language model's layers again in the backward pass instead of keeping what they computed
     checkpointing: bool = False
     device: str = "auto"
     log_every: int = 10
@@ -112,7 +154,6 @@ class TrainOptions:
     workers: int = 0
     resume: bool = False
     stop_at: int | None = None
-    #: time one step against the frozen model alone when the run is over
     cost: bool = True
 
     def __post_init__(self):
