@@ -124,6 +124,17 @@ def flat(function: Callable[..., int]) -> Callable[..., int]:
     return call
 
 
+def defaults_of(options: type) -> Callable[[type], type]:
+    """Class decorator, inside @dataclass: fields have the defaults that those of `options` have."""
+
+    def given(cls: type) -> type:
+        for name in cls.__annotations__:
+            setattr(cls, name, getattr(options, name))
+        return cls
+
+    return given
+
+
 def invoke(parser: TyperCommand, arguments: Sequence[str] | None, name: str) -> int:
     """Run a command line; its exit code. Bad input is one line and 2; Ctrl-C says how to go on, and is 130.
 

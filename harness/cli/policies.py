@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 import typer
 
 from harness.bench.policy import BenchOptions
-from harness.cli.command import command
+from harness.cli.command import command, defaults_of
 from harness.cli.options import (
     HOW,
     LONGEST_TEXT,
@@ -87,18 +87,19 @@ Folder = Annotated[Path | None, option("--images", "folder of --data's images", 
 
 
 @dataclass(frozen=True)
+@defaults_of(TrainOptions)
 class Training:
     """The options of a training: those of `TrainOptions` that a person sets."""
 
-    backbone: Backbone = TrainOptions.backbone
+    backbone: Backbone
     target_tokens: Annotated[
         float | None,
         real("--target-tokens", "mean K wanted, held by a bias on the stop logit (ours)", WHAT, "N", above=0),
-    ] = TrainOptions.target_tokens
+    ]
     length_weight: Annotated[
         float | None,
         real("--length-weight", "fixed lambda (the paper's), instead of a target", WHAT, least=0),
-    ] = TrainOptions.length_weight
+    ]
     length_mode: Annotated[
         Literal["held", "paper"] | None,
         option(
@@ -107,7 +108,7 @@ class Training:
             "K-bar (with --length-weight)",
             panel=WHAT,
         ),
-    ] = TrainOptions.length_mode
+    ]
     supervise: Annotated[
         Literal["loss", "evidence"],
         option(
@@ -115,7 +116,7 @@ class Training:
             "learn from the next-token loss, or from the patches that hold the answer (ours; drawn data v2)",
             panel=WHAT,
         ),
-    ] = TrainOptions.supervise
+    ]
     drawn: Annotated[
         Literal["v1", "v2"] | None,
         option(
@@ -123,7 +124,7 @@ class Training:
             "version of Pocket-8 without --data (default: what the backbone is asked; v2 has evidence)",
             panel=WHAT,
         ),
-    ] = TrainOptions.drawn
+    ]
     data: Annotated[
         Path | None,
         option(
@@ -134,21 +135,15 @@ class Training:
             as_path,
             WHAT,
         ),
-    ] = TrainOptions.data
-    images: Folder = TrainOptions.images
+    ]
+    images: Folder
     text: Annotated[
         Literal["on", "off"],
         option("--text", "whether the policy reads the prompt (diffprune: off by default)", panel=WHAT),
-    ] = TrainOptions.text
-    aggregation: Annotated[Aggregation, option("--aggregation", "of scores, Table 4 (b)", panel=WHAT)] = (
-        TrainOptions.aggregation
-    )
-    causal_encoder: Annotated[bool, flag("--causal-encoder", "Table 4 (a)", WHAT)] = (
-        TrainOptions.causal_encoder
-    )
-    decoder_layers: Annotated[int, count("--decoder-layers", "of the pointer decoder", WHAT)] = (
-        TrainOptions.decoder_layers
-    )
+    ]
+    aggregation: Annotated[Aggregation, option("--aggregation", "of scores, Table 4 (b)", panel=WHAT)]
+    causal_encoder: Annotated[bool, flag("--causal-encoder", "Table 4 (a)", WHAT)]
+    decoder_layers: Annotated[int, count("--decoder-layers", "of the pointer decoder", WHAT)]
     pointer: Annotated[
         Literal["projection", "attention"],
         option(
@@ -156,27 +151,21 @@ class Training:
             "the logits: a projection of the decoder's output, or its last cross-attention's",
             panel=WHAT,
         ),
-    ] = TrainOptions.pointer
-    temperature: Annotated[float, real("--temperature", "tau", WHAT, above=0)] = TrainOptions.temperature
-    max_steps: Annotated[
-        int | None, count("--max-steps", "K_max (default: three times the target)", WHAT)
-    ] = TrainOptions.max_steps
+    ]
+    temperature: Annotated[float, real("--temperature", "tau", WHAT, above=0)]
+    max_steps: Annotated[int | None, count("--max-steps", "K_max (default: three times the target)", WHAT)]
     gamma: Annotated[
         float | None, real("--gamma", "decay (default: exp(-1/2 / target))", WHAT, above=0, most=1)
-    ] = TrainOptions.gamma
-    sharpness: Annotated[float, real("--sharpness", "of SoftTopK at the start", WHAT, above=0)] = (
-        TrainOptions.sharpness
-    )
-    final_sharpness: Annotated[float, real("--final-sharpness", "at the end", WHAT, above=0)] = (
-        TrainOptions.final_sharpness
-    )
+    ]
+    sharpness: Annotated[float, real("--sharpness", "of SoftTopK at the start", WHAT, above=0)]
+    final_sharpness: Annotated[float, real("--final-sharpness", "at the end", WHAT, above=0)]
     sharpen_until: Annotated[
         float, real("--sharpen-until", "share of steps in which sharpness rises", WHAT, above=0, most=1)
-    ] = TrainOptions.sharpen_until
+    ]
     text_gate_until: Annotated[
         float,
         real("--text-gate-until", "share of steps in which alpha rises to 1", WHAT, least=0, most=1),
-    ] = TrainOptions.text_gate_until
+    ]
     words_from: Annotated[
         Literal["patches", "random"],
         option(
@@ -184,7 +173,7 @@ class Training:
             "where the words' projection starts: by least squares from the patches, or at random",
             panel=WHAT,
         ),
-    ] = TrainOptions.words_from
+    ]
     k_from: Annotated[
         Literal["batch", "sample"] | None,
         option(
@@ -193,28 +182,22 @@ class Training:
             "(ours; default where a mean is held)",
             panel=WHAT,
         ),
-    ] = TrainOptions.k_from
+    ]
     slots: Annotated[
         int | None, count("--slots", "places of an image that the LLM reads (default: all)", WHAT)
-    ] = TrainOptions.slots
-    chain: Annotated[int, count("--chain", "straight-through links followed; -1: all", WHAT, least=-1)] = (
-        TrainOptions.chain
-    )
+    ]
+    chain: Annotated[int, count("--chain", "straight-through links followed; -1: all", WHAT, least=-1)]
     start_from: Annotated[
         Path | None,
         option("--start-from", "go on from this checkpoint's weights (ours)", "FILE", as_path, HOW),
-    ] = TrainOptions.start_from
+    ]
     steps: Annotated[
         int, count("--steps", "of the optimiser; 0: not trained, only calibrated (a control)", HOW, least=0)
-    ] = TrainOptions.steps
-    batch_size: Annotated[int, count("--batch-size", "questions per process and micro-step", HOW)] = (
-        TrainOptions.batch_size
-    )
-    accumulate: Annotated[int, count("--accumulate", "micro-steps per step", HOW)] = TrainOptions.accumulate
-    questions: Annotated[int, count("--questions", "questions on each image of a batch", HOW)] = (
-        TrainOptions.questions
-    )
-    lr: Annotated[float, real("--lr", "learning rate of the policy", HOW, above=0)] = TrainOptions.lr
+    ]
+    batch_size: Annotated[int, count("--batch-size", "questions per process and micro-step", HOW)]
+    accumulate: Annotated[int, count("--accumulate", "micro-steps per step", HOW)]
+    questions: Annotated[int, count("--questions", "questions on each image of a batch", HOW)]
+    lr: Annotated[float, real("--lr", "learning rate of the policy", HOW, above=0)]
     token_lr: Annotated[
         float,
         real(
@@ -223,39 +206,23 @@ class Training:
             HOW,
             least=0,
         ),
-    ] = TrainOptions.token_lr
-    denoiser_lr: Annotated[float, real("--denoiser-lr", "of the denoiser", HOW, above=0)] = (
-        TrainOptions.denoiser_lr
-    )
-    warmup: Annotated[
-        int, count("--warmup", "steps of the learning rate's rise", HOW, 0, metavar="STEPS")
-    ] = TrainOptions.warmup
-    weight_decay: Annotated[float, real("--weight-decay", "of matrices", HOW, least=0)] = (
-        TrainOptions.weight_decay
-    )
-    clip: Annotated[float, real("--clip", "of the gradient's norm", HOW, above=0)] = TrainOptions.clip
-    seed: Seed = TrainOptions.seed
-    precision: Annotated[
-        Literal["no", "bf16", "fp16"], option("--precision", "mixed precision", panel=HOW)
-    ] = TrainOptions.precision
-    dtype: Annotated[Dtype, option("--dtype", "of the frozen model's weights", panel=HOW)] = (
-        TrainOptions.dtype
-    )
+    ]
+    denoiser_lr: Annotated[float, real("--denoiser-lr", "of the denoiser", HOW, above=0)]
+    warmup: Annotated[int, count("--warmup", "steps of the learning rate's rise", HOW, 0, metavar="STEPS")]
+    weight_decay: Annotated[float, real("--weight-decay", "of matrices", HOW, least=0)]
+    clip: Annotated[float, real("--clip", "of the gradient's norm", HOW, above=0)]
+    seed: Seed
+    precision: Annotated[Literal["no", "bf16", "fp16"], option("--precision", "mixed precision", panel=HOW)]
+    dtype: Annotated[Dtype, option("--dtype", "of the frozen model's weights", panel=HOW)]
     checkpointing: Annotated[
         bool, flag("--checkpointing", "compute the LLM's layers twice instead of keeping what they made", HOW)
-    ] = TrainOptions.checkpointing
+    ]
     device: Annotated[
         Literal["auto", "cpu"], option("--device", "auto: the GPU that accelerate gives, if any", panel=HOW)
-    ] = TrainOptions.device
-    workers: Annotated[int, count("--workers", "processes that draw or read images ahead", HOW, least=0)] = (
-        TrainOptions.workers
-    )
-    log_every: Annotated[int, count("--log-every", "steps between two lines", HOW, metavar="STEPS")] = (
-        TrainOptions.log_every
-    )
-    save_every: Annotated[int, count("--save-every", "for --resume", HOW, metavar="STEPS")] = (
-        TrainOptions.save_every
-    )
+    ]
+    workers: Annotated[int, count("--workers", "processes that draw or read images ahead", HOW, least=0)]
+    log_every: Annotated[int, count("--log-every", "steps between two lines", HOW, metavar="STEPS")]
+    save_every: Annotated[int, count("--save-every", "for --resume", HOW, metavar="STEPS")]
 
     def train_options(
         self, method: str, said: typer.Context, preset: str | None = None, **changes: object
