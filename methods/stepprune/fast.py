@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from methods.stepprune.policy import Choices, DecoderLayer, Memory, Policy, best
 
 CHUNK = 32
+#: a policy of at most so many heads is narrow, see `FoldedLoop`
+NARROW = 4
 
 
 def tensors(memory: Memory) -> list[Tensor]:
@@ -111,15 +113,26 @@ def folded(norm: nn.LayerNorm, linear: nn.Linear, scale: float = 1.0) -> tuple[T
 
 
 class FoldedLayer:
-    """A `DecoderLayer` for one step: the norms' weights are part of the matrices behind them."""
+    """A `DecoderLayer` for one step: the norms' weights are part of the matrices behind them; of a narrow
+    layer also the matrices of keys and values, which turn to the query and to what was read: its queries
+    and values are [d], one a head, and the memory's rows are keys and values of all heads."""
 
     def __init__(self, layer: DecoderLayer):
         self.heads, self.points = layer.heads, layer.points
         self.qkv = folded(layer.norm_self, layer.qkv)
         self.out_self = layer.out_self.weight.t().contiguous(), layer.out_self.bias
         self.query = folded(layer.norm_cross, layer.query)
+        self.narrow = layer.heads <= NARROW and not layer.points
         if not layer.points:
             self.out_cross = layer.out_cross.weight.t().contiguous(), layer.out_cross.bias
+        if self.narrow:  # a key's own bias moves all logits alike; weights of what is read sum to 1
+            key, value = (split.weight.unflatten(0, (self.heads, -1)) for split in (layer.key, layer.value))
+            query = (part.unflatten(-1, (self.heads, -1)) for part in self.query)
+            self.query = tuple(torch.einsum("...he,hed->...hd", part, key).flatten(-2) for part in query)
+            out, bias = self.out_cross
+            out = torch.einsum("heo,hed->hdo", out.unflatten(0, (self.heads, -1)), value).flatten(0, 1)
+            self.out_cross = out, bias + layer.out_cross.weight @ layer.value.bias
+        if not layer.points:
             self.up = folded(layer.norm_mlp, layer.mlp[0])
             self.down = layer.mlp[2].weight.t().contiguous(), layer.mlp[2].bias
 
@@ -130,8 +143,10 @@ class FoldedLoop:
 
     There a step of a narrow policy costs what its operator calls cost, and of several samples what it reads
     of the memory. So norms are folded into the matrices behind them, a residual is added by the matrix
-    product, keys and values lie contiguous, bias and mask are one tensor, and a sample that has stopped is
-    left out from then on.
+    product, bias and mask are one tensor, and a sample that has stopped is left out from then on. The pointer
+    reads the memory's rows, and so does a narrow policy's cross-attention (a third of the bytes); of a wide
+    one that matrix would be larger than what it saves, and keys and values lie contiguous. A narrow policy
+    runs on one thread: waking another costs more than it does.
     """
 
     @torch.no_grad()
@@ -140,16 +155,26 @@ class FoldedLoop:
         self._layers = [FoldedLayer(layer) for layer in policy.decoder]
         if policy.config.pointer == "projection":
             scale = policy.config.width**-0.5
-            self._query = folded(policy.norm, policy.pointer_query, scale)
+            query = folded(policy.norm, policy.pointer_query, scale)
+            self._query = tuple(part @ policy.pointer_key.weight for part in query)
 
-    @torch.inference_mode()
     def __call__(self, memory: Memory, tokens_per_step: int = 1) -> Choices:
         """tokens_per_step: see `Policy.decode`."""
+        threads = torch.get_num_threads()
+        if self.policy.config.head_count <= NARROW:
+            torch.set_num_threads(1)
+        try:
+            return self._choices(memory, tokens_per_step)
+        finally:
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def _choices(self, memory: Memory, tokens_per_step: int) -> Choices:
         stop, policy = memory.stop, self.policy
         batch, _, width = memory.rows.shape
         steps, heads, least = policy.steps(memory), policy.config.head_count, policy.config.min_tokens
         each = width // heads
-        own, rows = _Running(memory, heads, steps), memory.rows.reshape(-1, width)
+        own, rows = _Running(memory, self._layers, steps), memory.rows.reshape(-1, width)
         codes, last = policy.step_codes, len(self._layers) - 1
         order = torch.full((batch, steps), stop)
         places, place = torch.arange(batch), 0  # which samples still run, and the first of them
@@ -166,20 +191,25 @@ class FoldedLoop:
                 read = F.scaled_dot_product_attention(query, seen[0], seen[1])
                 x = torch.addmm(x, _joined(read), layer.out_self[0]).add_(layer.out_self[1])
                 asked = torch.addmm(layer.query[1], torch.layer_norm(x, (width,)), layer.query[0])
-                if n == 1:  # the same, by one call
+                if layer.narrow:  # heads take the place of a single one's inputs
+                    asked = asked.view(batch, 1, n * heads, width)
+                elif n == 1:  # the same, by one call
                     asked = asked.view(batch, heads, 1, each)
                 else:
                     asked = asked.view(batch, n, heads, each).transpose(1, 2)
                 if layer.points:
                     logits = (asked @ own.keys[i].transpose(-1, -2)).mean(1) * each**-0.5 + own.bias
                     break
-                read = F.scaled_dot_product_attention(asked, own.keys[i], own.values[i], attn_mask=own.valid)
-                x = torch.addmm(x, _joined(read), layer.out_cross[0]).add_(layer.out_cross[1])
+                keys, values = (own.rows[:, None],) * 2 if layer.narrow else (own.keys[i], own.values[i])
+                read = F.scaled_dot_product_attention(asked, keys, values, own.valid, scale=each**-0.5)
+                read = read.view(batch * n, heads * width) if layer.narrow else _joined(read)
+                x = torch.addmm(x, read, layer.out_cross[0]).add_(layer.out_cross[1])
                 hidden = torch.addmm(layer.up[1], torch.layer_norm(x, (width,)), layer.up[0])
                 x = torch.addmm(x, F.gelu(hidden), layer.down[0]).add_(layer.down[1])
             else:
                 asked = torch.addmm(self._query[1], torch.layer_norm(x, (width,)), self._query[0])[:, None]
-                logits = torch.bmm(asked, own.pointer).add_(own.bias)  # fvcore counts bmm, not baddbmm
+                # fvcore counts bmm, not baddbmm
+                logits = torch.bmm(asked, own.rows.transpose(1, 2)).add_(own.bias)
             logits = logits[:, 0] if at >= least else logits[:, 0, :stop]
             take = min(tokens_per_step, steps - at, stop)
             # the tensor, not its number: a trace that counts FLOPs must see the step
@@ -223,20 +253,21 @@ class _Running:
     [B, 1, N + 1] takes the mask m_t up, step by step. past: keys and values of the inputs, one
     [2, B, heads, S, d / heads] a layer."""
 
-    def __init__(self, memory: Memory, heads: int, steps: int):
+    def __init__(self, memory: Memory, layers: list[FoldedLayer], steps: int):
         batch, _, width = memory.rows.shape
+        heads = layers[0].heads
 
         def own(x: Tensor) -> Tensor:
             return x.clone(memory_format=torch.contiguous_format)
 
-        self.keys = [own(k) for k in memory.keys]
-        self.values = [None if v is None else own(v) for v in memory.values]
-        self.pointer = None if memory.pointer_keys is None else own(memory.pointer_keys.transpose(1, 2))
+        self.rows = own(memory.rows)
+        self.keys = [None if part.narrow else own(k) for k, part in zip(memory.keys, layers)]
+        self.values = [None if v is None or part.narrow else own(v) for v, part in zip(memory.values, layers)]
         self.bias = own(memory.bias[:, None])
         self.valid = None
         if memory.valid is not None:  # to be added: a mask of truth values is made into this in every step
             self.valid = torch.zeros(memory.valid.shape).masked_fill_(~memory.valid, -math.inf)
-        self.past = [memory.rows.new_empty(2, batch, heads, steps, width // heads) for _ in self.keys]
+        self.past = [memory.rows.new_empty(2, batch, heads, steps, width // heads) for _ in layers]
 
     def keep(self, samples: list[int]) -> list[int]:
         """These samples alone (ascending); one that has stopped would cost as much as one that runs. The last
@@ -254,7 +285,7 @@ class _Running:
             return x.narrow(batch, 0, few)
 
         self.keys, self.values = [kept(k) for k in self.keys], [kept(v) for v in self.values]
-        self.pointer, self.bias, self.valid = kept(self.pointer), kept(self.bias), kept(self.valid)
+        self.rows, self.bias, self.valid = kept(self.rows), kept(self.bias), kept(self.valid)
         self.past = [kept(p, 1) for p in self.past]
         return [moved.get(place, place) for place in range(few)]
 

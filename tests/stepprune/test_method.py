@@ -242,12 +242,13 @@ def trained_like(config: PolicyConfig) -> Policy:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("pointer", "layers"), [("projection", 1), ("projection", 2), ("attention", 2)])
 @pytest.mark.parametrize("take", [1, 4])
+@pytest.mark.parametrize("heads", [4, 8])  # narrow and wide
 @torch.no_grad()
-def test_folded_loop_chooses_what_the_plain_one_does(batch, padded, pointer, layers, take):
+def test_folded_loop_chooses_what_the_plain_one_does(batch, padded, pointer, layers, take, heads):
     """Else a CPU run keeps other tokens than the same run on a GPU."""
     torch.manual_seed(0)
     policy = trained_like(
-        PolicyConfig(16, 12, heads=4, max_steps=25, pointer=pointer, decoder_layers=layers, min_tokens=2)
+        PolicyConfig(16, 12, heads=heads, max_steps=25, pointer=pointer, decoder_layers=layers, min_tokens=2)
     )
     loop = FoldedLoop(policy)
     lengths = set()
