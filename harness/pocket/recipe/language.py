@@ -1,4 +1,7 @@
-"""Stages 2 and 3: connector and language model learn to answer questions about a scene; the tower is frozen.
+"""Stages 2 to 4: connector and language model learn to answer questions about a scene; the tower is frozen.
+
+Until the last stage, "depth", the language model has a third of its layers, which learns as much per step in
+a third of the time; then each layer gets two copies that at first add nothing, and all are trained.
 
 First the connector alone is fitted: a patch shall stand, in the embedding space, where the words for its
 thing are. Stage "drills" asks in a few tokens, stage "questions" asks the benchmarks' questions beside
@@ -11,6 +14,7 @@ part gives it all, as at evaluation.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +35,13 @@ from harness.pocket.recipe.packing import IGNORE, Encoded, PackLayout, Packs, at
 from harness.pocket.recipe.progress import TrainingStage
 from harness.pocket.recipe.tower import regimes
 
-BATCH, LR = 4, 2e-3
+BATCH = 4
+#: Learning rates of the stages, in their order.
+LR = {"drills": 2e-3, "questions": 2e-3, "depth": 1e-3}
 #: What is added to the seed of the scenes of each stage.
-STREAMS = {"drills": 10, "questions": 20}
+STREAMS = {"drills": 10, "questions": 20, "depth": 30}
+#: A layer becomes so many in the end.
+GROWTH = 3
 #: Batches that are drawn at once, and rounds in which they are asked, each time other questions: the tower
 #: runs once for all. In turn, not one batch several times in a row, which the model would learn by heart.
 BATCHES, ROUNDS = 16, 4
@@ -92,9 +100,9 @@ class Groups(IterableDataset):
         else:
             drills = []
             for task, number in QUESTIONS.items():
-                if task not in LETTERED or done >= LETTERED_FROM:
+                if task not in LETTERED or self.stage == "depth" or done >= LETTERED_FROM:
                     drills += lessons.questions(task, number)
-            if done < BESIDE_UNTIL:
+            if self.stage == "questions" and done < BESIDE_UNTIL:
                 of_scene, letters, both = BESIDE if done < LETTERED_FROM else BESIDE_LATER
                 drills += lessons.drills(of_scene)
                 drills += [*picks(lessons.rng, letters), *lessons.chooses(both)]
@@ -138,9 +146,9 @@ def shown(stage: str, done: float) -> tuple[int, int] | None:
     if stage == "drills":
         per_thing = 1 + int(4 * done)
         return per_thing, 4 * per_thing
-    if done < SPARSER_UNTIL:
-        return 4, 16
-    return (10_000, BACKGROUND) if done < SPARSE_UNTIL else None
+    if stage == "depth" or done >= SPARSE_UNTIL:
+        return None
+    return (4, 16) if done < SPARSER_UNTIL else (10_000, BACKGROUND)
 
 
 def keep_some(owner: Tensor, per_thing: int, background: int, seed: int) -> Tensor:
@@ -268,10 +276,8 @@ def start(model: nn.Module) -> None:
     it looks at nothing else, and after 350 steps the image had not been used yet; with it, after 60.
     """
     language = model.model.language_model
-    width, layers, heads = (
-        getattr(language.config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
-    copied = 0.3 * (12 / layers) ** 0.5
+    width, heads = language.config.hidden_size, language.config.num_attention_heads
+    copied = 0.3 * (12 / len(language.layers)) ** 0.5
     word, image = markers(width)
     looks = torch.arange(heads) < heads // 2
     pair = torch.arange(width // heads) % (width // heads // 2)
@@ -296,6 +302,27 @@ def start(model: nn.Module) -> None:
             for linear in (mlp.gate_proj, mlp.up_proj):
                 nn.init.xavier_uniform_(linear.weight)
             mlp.down_proj.weight.zero_()
+
+
+def make_shallow(model: nn.Module) -> None:
+    """Leave the language model a third of its layers; its configuration stays."""
+    language = model.model.language_model
+    language.layers = language.layers[: max(1, len(language.layers) // GROWTH)]
+
+
+def deepen(model: nn.Module) -> None:
+    """Give the language model its full number of layers: behind each, copies that at first add nothing, so
+    that it says what it said."""
+    language = model.model.language_model
+    shallow, depth = language.layers, language.config.num_hidden_layers
+    sources = [i * len(shallow) // depth for i in range(depth)]
+    config = {id(language.config): language.config}  # stays one, of all layers
+    language.layers = nn.ModuleList(copy.deepcopy(shallow[source], dict(config)) for source in sources)
+    for i, layer in enumerate(language.layers):
+        layer.self_attn.layer_idx = i
+        if i and sources[i] == sources[i - 1]:
+            nn.init.zeros_(layer.self_attn.o_proj.weight)
+            nn.init.zeros_(layer.mlp.down_proj.weight)
 
 
 def align(family: PocketFamily, model: nn.Module, seed: int, scenes: int, steps: int) -> float:

@@ -17,11 +17,12 @@ from harness.pocket.recipe.progress import TrainingStage, stage_weights
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How much of everything. tower, drills, questions: steps of the three stages, of so many images each."""
+    """How much of everything. tower, drills, questions, depth: steps of the stages, of so many images."""
 
     tower: int
     drills: int
     questions: int
+    depth: int
     tower_batch: int = tower.BATCH
     language_batch: int = language.BATCH
     align_scenes: int = language.ALIGN_SCENES
@@ -29,7 +30,7 @@ class TrainingPlan:
 
 
 #: For 6 hours at most on two cores with nothing else on them (docs/pocket.md has the times).
-PLANS = {"llava": TrainingPlan(2600, 800, 2000), "qwen": TrainingPlan(2600, 800, 2000)}
+PLANS = {name: TrainingPlan(2600, 800, 3200, 600) for name in FAMILIES}
 
 
 def train(
@@ -67,19 +68,21 @@ def train(
         "language": model.model.language_model,
         "head": model.lm_head,
     }
-    for name in ("drills", "questions"):
-        optimiser = Optimiser(modules, ("layers", "linear_2"), language.LR)
-        before, stage = stage, TrainingStage(state, name, getattr(plan, name), modules, optimiser, stop_at)
-        if not stage.resume():
-            if name == "drills":
-                torch.manual_seed(seed + 1)
-                language.start(model)
-                explained = language.align(family, model, seed, plan.align_scenes, plan.align_steps)
-                print(f"connector fitted: {explained:.3f} of the variance explained", flush=True)
-                stage.save()
-            else:
-                for key, module in modules.items():
-                    module.load_state_dict(stage_weights(before.path, key))
+    language.make_shallow(model)
+    for name, lr in language.LR.items():
+        if stage.name != "tower":
+            for key, module in modules.items():
+                module.load_state_dict(stage_weights(stage.path, key))
+        if name == "depth":
+            language.deepen(model)
+        optimiser = Optimiser(modules, ("layers", "linear_2"), lr)
+        stage = TrainingStage(state, name, getattr(plan, name), modules, optimiser, stop_at)
+        if not stage.resume() and name == "drills":
+            torch.manual_seed(seed + 1)
+            language.start(model)
+            explained = language.align(family, model, seed, plan.align_scenes, plan.align_steps)
+            print(f"connector fitted: {explained:.3f} of the variance explained", flush=True)
+            stage.save()
         if not stage.done:
             language.train(family, stage, model, seed, plan.language_batch)
             if not stage.done:
