@@ -38,14 +38,14 @@ def at_a_moment(folder: Path, dice: random.Random, duration: float) -> None:
 
 
 def in_a_write(folder: Path, dice: random.Random, duration: float) -> None:
-    """Die when a part of what is being written has reached the disk."""
-    left, cut, real = dice.randint(1, 6), dice.randint(2, 40), os.fsync
+    """Die when a part of a journal's lines has reached the disk."""
+    left, cut, real = dice.randint(1, 4), dice.randint(2, 40), os.fsync
 
     def fsync(handle: int) -> None:
         nonlocal left
-        left -= 1
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        left -= path.endswith(".jsonl")  # else it may be all records and tables
         if left == 0:
-            path = os.readlink(f"/proc/self/fd/{handle}")
             os.ftruncate(handle, max(os.fstat(handle).st_size - cut, 0))
             die(folder, "write", path)
         real(handle)
