@@ -145,8 +145,7 @@ class FoldedLoop:
     of the memory. So norms are folded into the matrices behind them, a residual is added by the matrix
     product, bias and mask are one tensor, and a sample that has stopped is left out from then on. The pointer
     reads the memory's rows, and so does a narrow policy's cross-attention (a third of the bytes); of a wide
-    one that matrix would be larger than what it saves, and keys and values lie contiguous. A narrow policy
-    runs on one thread: waking another costs more than it does.
+    one that matrix would be larger than what it saves, and keys and values lie contiguous.
     """
 
     @torch.no_grad()
@@ -158,18 +157,9 @@ class FoldedLoop:
             query = folded(policy.norm, policy.pointer_query, scale)
             self._query = tuple(part @ policy.pointer_key.weight for part in query)
 
+    @torch.inference_mode()
     def __call__(self, memory: Memory, tokens_per_step: int = 1) -> Choices:
         """tokens_per_step: see `Policy.decode`."""
-        threads = torch.get_num_threads()
-        if self.policy.config.head_count <= NARROW:
-            torch.set_num_threads(1)
-        try:
-            return self._choices(memory, tokens_per_step)
-        finally:
-            torch.set_num_threads(threads)
-
-    @torch.inference_mode()
-    def _choices(self, memory: Memory, tokens_per_step: int) -> Choices:
         stop, policy = memory.stop, self.policy
         batch, _, width = memory.rows.shape
         steps, heads, least = policy.steps(memory), policy.config.head_count, policy.config.min_tokens
