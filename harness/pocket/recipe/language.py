@@ -239,6 +239,7 @@ def step_gradients(
         loss = loss * (answers[i] / sum(answers))
         return loss.detach(), score, torch.autograd.grad(loss, trained)
 
+    # set outside too: the first thread to end must not take the packed attention from the others
     with attention_of(model.model.language_model), one_thread():
         losses, scores, gradients = zip(*threads.map(of_image, range(len(packs))))
     for parameter, *grads in zip(trained, *gradients):

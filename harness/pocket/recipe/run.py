@@ -29,8 +29,8 @@ class TrainingPlan:
     align_steps: int = language.ALIGN_STEPS
 
 
-#: For 6 hours at most on two cores with nothing else on them (docs/pocket.md has the times).
-PLANS = {name: TrainingPlan(2600, 800, 3200, 600) for name in FAMILIES}
+#: Of either backbone, for 6 hours at most on two cores that do nothing else (docs/pocket.md has the times).
+PLAN = TrainingPlan(2600, 800, 3200, 600)
 
 
 def train(
@@ -46,7 +46,7 @@ def train(
 
     state: folder of weights, moments and logs while it is trained.
     """
-    family, plan = FAMILIES[name](), plan or PLANS[name]
+    family, plan = FAMILIES[name](), plan or PLAN
     stop_at = None if minutes is None else time.monotonic() + 60 * minutes
     torch.manual_seed(seed)
     model = family.untrained()
