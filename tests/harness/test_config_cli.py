@@ -66,21 +66,23 @@ def test_every_benchmark_says_whether_it_compares():
 
 
 def test_help_answers_within_a_second():
-    """Processor time, so that a busy machine does not fail it; of the second time, as the first one after an
-    installation compiles what it reads."""
+    """Processor time, so that a busy machine does not fail it; on a slow one, not more than three times what
+    the command line's own libraries need to be imported (torch alone needs more)."""
 
-    def spent() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
+    def spent(*command: str) -> tuple[float, subprocess.CompletedProcess]:
+        """Of three times the least: the first one after an installation compiles what it reads."""
+        taken = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        return min(taken), done
 
-    for _ in range(2):
-        before = spent()
-        done = subprocess.run(
-            [sys.executable, "run_all.py", "--help"], cwd=ROOT, capture_output=True, text=True
-        )
-        taken = spent() - before
-    assert taken < 1.0
+    libraries, _ = spent("-c", "import numpy, pydantic, rich.console, typer")
+    taken, done = spent("run_all.py", "--help")
     assert done.returncode == 0 and "examples:" in done.stdout
+    assert taken < max(1.0, 3 * libraries)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tiny_checkpoint, tiny_data, tmp_path, capsys):
