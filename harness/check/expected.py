@@ -90,6 +90,37 @@ class Expected:
             row["gflops_ratio"] = row["gflops"] / reference if known else None
         return row
 
+    def on_page(self, method: Method, block: float) -> dict[str, float]:
+        """What a row of the page has beside `row`: answers at their cap, evidence recall, accuracy by regime
+        and by kind of question, on hard questions. All but the first in %; nan where there is none."""
+        own = [r for r in self.cells(method).values() if done(r)]
+        row = {"capped": sum(r.get("answers_at_cap") or 0 for r in own)}
+        known = [r["documents"] for r in own if "recall" in r["documents"]]
+        for name in ("recall", "recall_alone"):
+            shares = [share for d in known for share in d[name] if share is not None]
+            row[name] = 100 * sum(shares) / len(shares) if shares else math.nan
+        parts: dict[str, list[float]] = {}
+        for documents in known:
+            for part in ("regime", "kind"):
+                for name, score in zip(documents[part], documents["score"]):
+                    parts.setdefault(f"{part}: {name}", []).append(score)
+        row |= {name: 100 * sum(scores) / len(scores) for name, scores in parts.items()}
+        return row | {"hard": self._hard(method, block)}
+
+    def _right(self, method: Method) -> dict[tuple[str, int], bool]:
+        """By (task, row): whether the answer is right."""
+        documents = {t: r["documents"] for t, r in self.cells(method).items() if done(r)}
+        return {(t, row): s >= 0.5 for t, d in documents.items() for row, s in zip(d["row"], d["score"])}
+
+    def _hard(self, method: Method, block: float) -> float:
+        """Of the questions that vanilla has right and downsampling to the same budget has wrong."""
+        vanilla, reduced = self._right(("vanilla", None)), self._right(("downsample", block))
+        right = self._right(method)
+        hard = [q for q in vanilla if q in reduced and vanilla[q] and not reduced[q]]
+        if not hard or any(q in vanilla and q not in right for q in reduced):
+            return math.nan
+        return 100 * sum(right[q] for q in hard) / len(hard)
+
     # ---- averages and groups
 
     @functools.cached_property

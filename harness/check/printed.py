@@ -343,7 +343,7 @@ def _page(run: Run, expected: Expected, path: Path) -> Iterator[Finding]:
     rows = list(_rows_in(body))
     if not rows:
         yield Finding("FAIL", where, "numbers", "rows", "none", "the page holds no numbers as JSON", path)
-    for row in rows:
+    for block, row in rows:
         budget = row.get("budget")
         label = str(row["method"])
         method = expected.find(label, budget)
@@ -352,7 +352,7 @@ def _page(run: Run, expected: Expected, path: Path) -> Iterator[Finding]:
             continue
         if {method, ("vanilla", None)} & run.repeated:
             continue
-        must = expected.row(method)
+        must = expected.row(method) | expected.on_page(method, block)
         for name, value in row.items():
             if name not in must or isinstance(value, bool):
                 continue
@@ -363,14 +363,15 @@ def _page(run: Run, expected: Expected, path: Path) -> Iterator[Finding]:
             yield agree(f"{where}: {label}", name, must[name], stands, path, RESAMPLED)
 
 
-def _rows_in(body: object) -> Iterator[dict]:
-    """All mappings in `body` that are rows of a leaderboard: they name method and budget."""
+def _rows_in(body: object, block: float | None = None) -> Iterator[tuple[float | None, dict]]:
+    """All mappings in `body` that are rows of a leaderboard (they name method and budget), each with the
+    budget of the table it stands in."""
     if isinstance(body, dict):
         if isinstance(body.get("method"), str) and "budget" in body:
-            yield body
+            yield block, body
         else:
             for value in body.values():
-                yield from _rows_in(value)
+                yield from _rows_in(value, body.get("budget", block))
     elif isinstance(body, list):
         for value in body:
-            yield from _rows_in(value)
+            yield from _rows_in(value, block)

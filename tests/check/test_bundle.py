@@ -343,6 +343,34 @@ def test_the_pages_numbers_are_checked(copied):
     assert [f.what for f in found(copied)] == ["numbers"]
 
 
+def test_the_pages_evidence_and_hard_questions_are_counted_anew():
+    """By hand: of four questions `downsample` fails on three that vanilla answers; `a` is right on one of
+    them, and on one of the two dense ones."""
+    cells = {}
+    for spec, budget, right in (("vanilla", None, "1111"), ("downsample", 64, "0001"), ("a", 64, "0101")):
+        documents = {
+            "row": [0, 1, 2, 3],
+            "score": [float(s) for s in right],
+            "kind": ["hop", "hop", "read", "read"],
+        }
+        documents |= {"regime": ["sparse", "sparse", "dense", "dense"], "recall": [0.5, None, 1.0, 0.0]}
+        documents["recall_alone"] = [0.25, None, 0.5, 0.0]
+        record = {"status": "done", "seed": 0, "documents": documents, "answers_at_cap": 2}
+        cells["gqa", spec, budget] = record
+    run = bundle.Run(Path("run"), cells, {})
+    row = expected.Expected(run).on_page(("a", 64), 64)
+    assert (
+        row["capped"] == 2 and row["recall"] == pytest.approx(50) and row["recall_alone"] == pytest.approx(25)
+    )
+    assert (row["regime: sparse"], row["regime: dense"], row["kind: hop"], row["kind: read"]) == (
+        50,
+        50,
+        50,
+        50,
+    )
+    assert row["hard"] == pytest.approx(100 / 3)
+
+
 def test_a_changed_file_is_named(copied):
     with (copied / "accuracy_budget.png").open("ab") as file:
         file.write(b"x")

@@ -337,7 +337,7 @@ def test_two_processes_are_one_that_accumulates(tiny_checkpoint, tmp_path, few_h
         pd.testing.assert_frame_equal(*tables, rtol=1e-4)
     ones, others = (checkpoints.read(o).load()[0].state_dict() for o in (alone.out, together))
     del ones["stop_bias"]  # of the end: calibrated on other held-out questions here; until then in the table
-    # the file is in float16: where two sums in another order fall on both sides of an edge, they are a step apart
+    # the file is in float16: two sums in another order can fall on both sides of an edge, a step apart
     step = torch.finfo(torch.float16).eps
     for name, value in ones.items():
         torch.testing.assert_close(others[name], value, atol=1e-6, rtol=1.01 * step)
