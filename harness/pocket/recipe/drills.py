@@ -8,7 +8,7 @@ telling words alone ("color striped star" -> "red"): several times more answers 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from harness.drawings import wording
 from harness.drawings.facts import CATEGORIES, plural
 from harness.drawings.v2.facts import KINDS, NUMBERS, Fact
 from harness.drawings.v2.interview import Interview
-from harness.drawings.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene
+from harness.drawings.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene, shares
 from harness.pocket.data import documents
 
 #: Words of the questions that drills leave out.
@@ -42,43 +42,52 @@ class Drill:
 
     The thoughts in between are only trained, never said: the model reads its prompt at once. They pay where
     an answer takes several steps, as with lettered options. whole: it is a prompt as the harness words it,
-    which the family's chat template closes.
+    which the family's chat template closes. evidence: numbers among `scene.alone` of the things that hold
+    the answer.
     """
 
     kind: str
     pieces: tuple[tuple[str, str | None], ...]
     whole: bool = False
+    evidence: frozenset[int] = frozenset()
 
 
-def asked(task: str, row: wording.Row) -> Drill:
+def asked(task: str, row: wording.Row, evidence: frozenset[int] = frozenset()) -> Drill:
     """A benchmark's question as the harness words it, with a thought after each option: its letter if it is
     the right one, else "no".
     """
     question, answer = documents.prompt(task, row), documents.target(task, row)
     if task not in LETTERED:
-        return Drill(task, ((question, answer),), whole=True)
+        return Drill(task, ((question, answer),), True, evidence)
     pieces = re.split(r"(?=\n[A-D]\. |\n+(?:Answer with|请直接))", question)
     thoughts = [(answer if p[1] == answer else "no") if p[2:4] == ". " else None for p in pieces[:-1]]
-    return Drill(task, tuple(zip(pieces, [*thoughts, answer])), whole=True)
+    return Drill(task, tuple(zip(pieces, [*thoughts, answer])), True, evidence)
 
 
-def short(fact: Fact) -> Drill:
+def short(fact: Fact, evidence: frozenset[int]) -> Drill:
     """A fact's question in its telling words."""
     words = [w for w in re.findall(r"\w+", fact.question) if not _SILENT.fullmatch(w)]
-    return Drill(fact.kind, (("".join(f" {w.lower()}" for w in words), fact.answer),))
+    return Drill(fact.kind, (("".join(f" {w.lower()}" for w in words), fact.answer),), False, evidence)
 
 
 def single(scene: Scene) -> list[Drill]:
     """One word asks: what is the only thing of this name, or colour, like? A single step of attention
     answers, and the longer questions build on it."""
-    names = Counter(t.name for t in scene.alone)
-    colours = Counter(t.colour for t in scene.alone)
-    found = [Drill("hop1", ((f" {t.name}", t.colour),)) for t in scene.alone if names[t.name] == 1]
-    found += [Drill("hop1", ((f" {t.colour}", t.name),)) for t in scene.alone if colours[t.colour] == 1]
-    shapes = Counter(t.name for t in scene.objects)
-    found += [
-        Drill("count", ((f" many {plural(s)}", str(n)),)) for s, n in shapes.items() if n <= len(NUMBERS)
-    ]
+    names, colours = defaultdict(list), defaultdict(list)
+    for i, thing in enumerate(scene.alone):
+        names[thing.name].append(i)
+        colours[thing.colour].append(i)
+
+    def drill(kind: str, ask: str, answer: str, things: list[int]) -> Drill:
+        return Drill(kind, ((f" {ask}", answer),), False, frozenset(things))
+
+    found = []
+    for name, own in names.items():
+        if len(own) == 1:
+            found.append(drill("hop1", name, scene.alone[own[0]].colour, own))
+        if name in SHAPES and len(own) <= len(NUMBERS):
+            found.append(drill("count", f"many {plural(name)}", str(len(own)), own))
+    found += [drill("hop1", c, scene.alone[own[0]].name, own) for c, own in colours.items() if len(own) == 1]
     return found
 
 
@@ -112,6 +121,9 @@ class Lessons:
         self.scene, self.rng = scene, rng
         self._interview = Interview(scene, rng, disjoint=False)
         self._single = single(scene)
+        numbers = {scene.things.index(thing): i for i, thing in enumerate(scene.alone)}
+        self._number = [numbers[i if t.host < 0 else t.host] for i, t in enumerate(scene.things)]
+        self._boxes = {tuple(box): i for box, i in zip(shares(scene, scene.things), self._number)}
 
     def facts(self, most: int, of: Collection[str] = KINDS) -> list[Fact]:
         """Facts of these kinds in turn, of a kind all answers in turn."""
@@ -128,7 +140,10 @@ class Lessons:
     def drills(self, most: int) -> list[Drill]:
         """Up to `most`, a quarter of them of one word."""
         singles = self.singles(most // 4)
-        return singles + [short(fact) for fact in self.facts(most - len(singles))]
+        return singles + self._short(most - len(singles))
+
+    def _short(self, most: int, of: Collection[str] = KINDS) -> list[Drill]:
+        return [short(f, frozenset(self._number[i] for i in f.evidence)) for f in self.facts(most, of)]
 
     def singles(self, most: int) -> list[Drill]:
         """Up to `most` of one word."""
@@ -136,7 +151,7 @@ class Lessons:
 
     def first_drills(self, most: int) -> list[Drill]:
         """Up to `most` that one look at one thing answers, half of them of one word."""
-        return self.singles(most // 2) + [short(fact) for fact in self.facts(most // 2, ("lookup", "read"))]
+        return self.singles(most // 2) + self._short(most // 2, ("lookup", "read"))
 
     def chooses(self, most: int) -> list[Drill]:
         """Questions with lettered options, without the benchmark's header."""
@@ -154,5 +169,6 @@ class Lessons:
         for _ in range(most):
             rows = documents.ask(self._interview, task)
             if rows:
-                found.append(asked(task, rows[int(self.rng.integers(len(rows)))]))
+                row = rows[int(self.rng.integers(len(rows)))]
+                found.append(asked(task, row, frozenset(self._boxes[tuple(box)] for box in row["evidence"])))
         return found

@@ -31,7 +31,7 @@ from harness.pocket.data import documents
 from harness.pocket.recipe.drills import DRILLS, LETTERED, Drill, Lessons, picks
 from harness.pocket.recipe.families import PocketFamily
 from harness.pocket.recipe.labels import NAMES, TEXTS
-from harness.pocket.recipe.packing import IGNORE, Encoded, PackLayout, Packs, attention_of, collate
+from harness.pocket.recipe.packing import IGNORE, Encoded, Gaze, PackLayout, Packs, attention_of, collate
 from harness.pocket.recipe.progress import TrainingStage
 from harness.pocket.recipe.tower import regimes
 
@@ -51,6 +51,8 @@ FIRST_UNTIL, CROWDS_FROM = 0.3, 0.4
 #: a thing are shown until, and all of them (with some background) until.
 BESIDE_UNTIL, LETTERED_FROM, SPARSER_UNTIL, SPARSE_UNTIL = 0.75, 0.18, 0.65, 0.78
 BACKGROUND = 40
+#: Weight of the loss of attention that does not lie on the evidence, where some visual tokens are shown.
+GAZE = 0.5
 #: Questions of a task in one pack of stage "questions".
 QUESTIONS = {
     "gqa": 4, "mmbench_en": 2, "mmbench_cn": 3, "mme": 4, "pope": 2, "scienceqa": 2, "vqav2": 4, "textvqa": 3,
@@ -66,7 +68,7 @@ SPREAD, MARK, SLOW_FROM = 0.5, 0.7, 0.56
 
 
 def encode(family: PocketFamily, drill: Drill) -> Encoded:
-    """Kind, ids, targets, asides of one question."""
+    """What the packs hold of one question."""
     ids: list[int] = []
     asides = [IGNORE]
     for i, (text, thought) in enumerate(drill.pieces):
@@ -79,7 +81,8 @@ def encode(family: PocketFamily, drill: Drill) -> Encoded:
             asides[-1] = family.ids(f" {thought}")[0]
     asides[-1] = IGNORE  # the last one is the answer
     reply = [*family.ids(f" {drill.pieces[-1][1]}"), family.tokenizer.eos_token_id]
-    return drill.kind, ids + reply, [IGNORE] * len(ids) + reply, asides + [IGNORE] * (len(reply) - 1)
+    targets = [IGNORE] * len(ids) + reply
+    return drill.kind, ids + reply, targets, asides + [IGNORE] * (len(reply) - 1), drill.evidence
 
 
 class Groups(IterableDataset):
@@ -174,11 +177,14 @@ def answer_loss(
     grid: tuple[int, int],
     keep: Tensor | None,
     packs: Packs,
+    owner: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, list[int]]]:
     """Loss over the answers of packed questions about images of one size, and [right, asked] of first answer
     tokens by kind.
 
     features: of `PocketFamily.features`, B images. keep: int64 [B, K], the visual tokens shown; None: all.
+    owner: int64 [B, N], see `keep_some`, of one image (B = 1): the loss is also of where answers are looked
+    for (`gaze_of`), with weight GAZE.
     """
     language, images = model.model.language_model, len(features)
     visual = family.visual(model, features)
@@ -188,21 +194,27 @@ def answer_loss(
         visual = visual.gather(1, keep[..., None].expand(-1, -1, visual.shape[-1]))
     embed = language.embed_tokens
     head, end = (embed(ids).expand(images, -1, -1) for ids in (family.head_ids, family.end_ids))
+    targets, segment, wanted = packs.targets.flatten(1), packs.segment.flatten(1), packs.wanted
+    first = (targets[:, 1:] != IGNORE) & (targets[:, :-1] == IGNORE)
+    prefix = head.shape[1] + visual.shape[1] + end.shape[1]
+    gaze = None
+    if owner is not None:
+        owner = owner.gather(1, keep)
+        gaze = gaze_of(packs, first, owner, head.shape[1], prefix, len(language.layers))
     x = torch.cat([head, visual, end, embed(packs.ids.flatten(1))], 1)
-    prefix = x.shape[1] - packs.ids[0].numel()
     with attention_of(language):
         hidden = language(
             inputs_embeds=x,
             attention_mask=torch.empty(1, 1, 0, 0),  # four-dimensional: it makes none of its own
             position_ids=family.positions(grid, keep, packs.offset.flatten(1)),
             use_cache=False,
-            packed=PackLayout.of(packs, prefix),
+            packed=PackLayout.of(packs, prefix, gaze),
         ).last_hidden_state[:, prefix:-1]
-    targets, segment, wanted = packs.targets.flatten(1), packs.segment.flatten(1), packs.wanted
     answers = wanted != IGNORE
     logits = model.lm_head(hidden[answers])
     loss = F.cross_entropy(logits, wanted[answers])
-    first = (targets[:, 1:] != IGNORE) & (targets[:, :-1] == IGNORE)
+    if gaze is not None:
+        loss = loss + GAZE * sum(gaze.losses) / len(gaze.losses)
     right = torch.zeros_like(answers)
     right[answers] = logits.detach().argmax(-1) == wanted[answers]
     score: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -213,6 +225,24 @@ def answer_loss(
     return loss, score
 
 
+def gaze_of(packs: Packs, first: Tensor, owner: Tensor, visual: int, prefix: int, depth: int) -> Gaze | None:
+    """Of one image, for the middle half of the layers; None if no token shown holds an answer.
+
+    first: bool [1, R * C - 1], the tokens that first answers are read from. owner: int64 [1, K], of the
+    visual tokens shown. visual, prefix: places of the first of them and of the first question. depth: layers.
+    """
+    asked = first[0].nonzero().flatten()
+    numbers = packs.segment[0].flatten()[1:][asked] - 1
+    things = [torch.tensor(sorted(packs.evidence[0][n]), dtype=torch.int64) for n in numbers]
+    evidence = torch.stack([torch.isin(owner[0], own) for own in things]).float()
+    there = evidence.any(1)
+    if not there.any():
+        return None
+    evidence = evidence[there] / evidence[there].sum(1, keepdim=True)
+    layers = range(depth // 4, max(1, 3 * depth // 4))
+    return Gaze(layers, asked[there] + prefix, visual, evidence)
+
+
 def step_gradients(
     threads: ThreadPoolExecutor,
     family: PocketFamily,
@@ -221,12 +251,14 @@ def step_gradients(
     grid: tuple[int, int],
     keep: Tensor | None,
     packs: Sequence[Packs],
+    owner: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """`answer_loss` of a step, and the share of right answers by kind; its gradients are left in `.grad`.
 
     threads: of one core each (`one_thread`). Each takes an image at a time, whose activations stay in a
     core's cache: nearly twice as fast as all images at once with every operation split over the cores.
-    packs: of one image each. Gradients are added up in the images' order, so they do not depend on which
+    packs: of one image each. owner: see `answer_loss`; None: no loss of where answers are looked for.
+    Gradients are added up in the images' order, so they do not depend on which
     thread was first.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -235,7 +267,8 @@ def step_gradients(
     def of_image(i: int) -> tuple[Tensor, dict[str, list[int]], tuple[Tensor, ...]]:
         own = slice(i, i + 1)
         shown = None if keep is None else keep[own]
-        loss, score = answer_loss(family, model, features[own], grid, shown, packs[i])
+        looked = None if owner is None else owner[own]
+        loss, score = answer_loss(family, model, features[own], grid, shown, packs[i], looked)
         loss = loss * (answers[i] / sum(answers))
         return loss.detach(), score, torch.autograd.grad(loss, trained)
 
@@ -269,7 +302,8 @@ def markers(width: int) -> Tensor:
 
 
 def start(model: nn.Module) -> None:
-    """In half of the heads a word looks at the visual tokens that are like it and copies what they hold.
+    """In half of the heads a word looks at the visual tokens that are like it and copies what they hold, in a
+    quarter at the words before it, so that an answer knows the whole question.
 
     Only starting values, as those of the towers: everything is trained. Queries are equal to keys, so like
     finds like, on the rotary frequencies that hardly turn over an image, so it does at any distance; and a
@@ -280,20 +314,22 @@ def start(model: nn.Module) -> None:
     width, heads = language.config.hidden_size, language.config.num_attention_heads
     copied = 0.3 * (12 / len(language.layers)) ** 0.5
     word, image = markers(width)
-    looks = torch.arange(heads) < heads // 2
-    pair = torch.arange(width // heads) % (width // heads // 2)
-    slow = pair >= SLOW_FROM * (width // heads // 2)
-    gain = torch.where(looks[:, None], torch.where(slow, 2.2, 0.1), 0.4).flatten()[:, None]
+    head = torch.arange(heads).repeat_interleave(width // heads)  # of each row of a projection
+    looks, gathers = head < heads // 2, (head >= heads // 2) & (head < 3 * heads // 4)
+    slow = torch.arange(width // heads) % (width // heads // 2) >= SLOW_FROM * (width // heads // 2)
+    gain = torch.where(looks | gathers, torch.where(slow, 2.2, 0.1).repeat(heads), 0.4)[:, None]
     with torch.no_grad():
         language.embed_tokens.weight.normal_(0, SPREAD).add_(MARK * SPREAD * width**0.5 * word)
         model.lm_head.weight.copy_(0.3 * language.embed_tokens.weight)
         for layer in language.layers:
             attention, mlp = layer.self_attn, layer.mlp
             keys = attention.k_proj.weight.normal_(0, width**-0.5).mul_(gain)
-            keys -= torch.outer(keys @ word, word)
-            marked = keys @ image
-            attention.q_proj.weight.copy_(keys - torch.outer(marked, image))
-            attention.q_proj.weight += 2.5 * torch.outer(marked * looks.repeat_interleave(len(pair)), word)
+            of_words, of_visual = keys @ word, keys @ image
+            keys -= torch.where(gathers[:, None], torch.outer(of_visual, image), torch.outer(of_words, word))
+            drawn = torch.where(gathers, of_words, of_visual * looks)
+            attention.q_proj.weight.copy_(keys - torch.outer(keys @ image, image))
+            attention.q_proj.weight *= torch.where(gathers, 0.2, 1.0)[:, None]
+            attention.q_proj.weight += 2.5 * torch.outer(drawn, word)
             values = nn.init.orthogonal_(attention.v_proj.weight)
             attention.o_proj.weight.copy_(copied * values.T)
             values -= values @ torch.stack([word, image]).T @ torch.stack([word, image])
@@ -400,6 +436,9 @@ def train(family: PocketFamily, stage: TrainingStage, model: nn.Module, seed: in
                 _, grid, owner, packs = batches[at]
                 show = shown(stage.name, step / stage.steps)
                 keep = keep_some(owner, *show, seed=seed * 1_000_003 + step) if show else None
-                loss, report = step_gradients(threads, family, model, features[at], grid, keep, packs[turn])
+                looked = owner if keep is not None else None
+                loss, report = step_gradients(
+                    threads, family, model, features[at], grid, keep, packs[turn], looked
+                )
                 if not stage.advance(loss, report, every=25):
                     return

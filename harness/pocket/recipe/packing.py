@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ IGNORE = -100
 ROW = 64
 NAME = "packed_questions"
 
-Encoded = tuple[str, list[int], list[int], list[int]]
+#: kind, ids, targets, asides, evidence
+Encoded = tuple[str, list[int], list[int], list[int], frozenset[int]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Packs:
         segment: number of the question among its image's, from 1; 0: padding.
         offset: place within its question.
         kinds: of each image's questions, by `segment` - 1.
+        evidence: of the same, the numbers of the things that hold the answer.
     """
 
     ids: Tensor
@@ -42,6 +44,7 @@ class Packs:
     segment: Tensor
     offset: Tensor
     kinds: list[list[str]]
+    evidence: list[list[frozenset[int]]]
 
     @property
     def wanted(self) -> Tensor:
@@ -67,7 +70,7 @@ def rows_of(questions: Sequence[Encoded], size: int) -> list[list[int]]:
 
 def collate(packs: Sequence[Sequence[Encoded]], pad: int) -> Packs:
     """packs: the questions about each image."""
-    size = max(ROW, *(len(ids) for pack in packs for _, ids, _, _ in pack))
+    size = max(ROW, *(len(ids) for pack in packs for _, ids, *_ in pack))
     dealt = [rows_of(pack, size) for pack in packs]
     ids = torch.full((len(packs), max(map(len, dealt)), size), pad)
     targets, asides = torch.full_like(ids, IGNORE), torch.full_like(ids, IGNORE)
@@ -76,29 +79,59 @@ def collate(packs: Sequence[Sequence[Encoded]], pad: int) -> Packs:
         for r, row in enumerate(rows):
             at = 0
             for i in row:
-                _, question, target, aside = pack[i]
+                _, question, target, aside, _ = pack[i]
                 place = b, r, slice(at, at + len(question))
                 ids[place], targets[place] = torch.tensor(question), torch.tensor(target)
                 asides[place], segment[place] = torch.tensor(aside), i + 1
                 offset[place] = torch.arange(len(question))
                 at += len(question)
-    return Packs(ids, targets, asides, segment, offset, [[kind for kind, *_ in pack] for pack in packs])
+    kinds, evidence = ([[question[i] for question in pack] for pack in packs] for i in (0, -1))
+    return Packs(ids, targets, asides, segment, offset, kinds, evidence)
+
+
+@dataclass
+class Gaze:
+    """Where the answers about one image are looked for, in some layers' first half of heads.
+
+    Attributes:
+        layers: numbers of those layers.
+        asked: int64 [A], places in the sequence from which answers are read.
+        first: place of the first visual token.
+        evidence: float32 [A, K], which of the K visual tokens hold the answer, in equal shares that sum to 1.
+        losses: of each layer so far, the cross-entropy of attention among the visual tokens against it.
+    """
+
+    layers: range
+    asked: Tensor
+    first: int
+    evidence: Tensor
+    losses: list[Tensor] = field(default_factory=list)
+
+    def look(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+        """q, k: float32 [1, H, L, d] of that layer."""
+        if layer in self.layers:
+            heads = slice(max(1, q.shape[1] // 2))
+            visual = slice(self.first, self.first + self.evidence.shape[1])
+            logits = scale * q[0, heads, self.asked] @ k[0, heads, visual].mT
+            self.losses.append(-(self.evidence * logits.log_softmax(-1)).sum(-1).mean())
 
 
 @dataclass(frozen=True)
 class PackLayout:
     """prefix: tokens of the image prefix. hidden: float32 [B * R, 1, C, C], 0 where a token of a row sees
-    another of it, minus infinity elsewhere."""
+    another of it, minus infinity elsewhere. gaze: collects a loss of where heads look; None: it is not
+    wanted."""
 
     prefix: int
     hidden: Tensor
+    gaze: Gaze | None = None
 
     @classmethod
-    def of(cls, packs: Packs, prefix: int) -> PackLayout:
+    def of(cls, packs: Packs, prefix: int, gaze: Gaze | None = None) -> PackLayout:
         segment = packs.segment.flatten(0, 1)
         same = segment[:, :, None] == segment[:, None]
         sees = same & torch.ones(same.shape[1:], dtype=torch.bool).tril()
-        return cls(prefix, torch.zeros(same.shape).masked_fill(~sees, -torch.inf)[:, None])
+        return cls(prefix, torch.zeros(same.shape).masked_fill(~sees, -torch.inf)[:, None], gaze)
 
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -167,6 +200,8 @@ def _parts(t: Tensor, layout: PackLayout) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _attend(module: nn.Module, query, key, value, attention_mask, scaling, packed: PackLayout, **_):
+    if packed.gaze is not None:
+        packed.gaze.look(module.layer_idx, query, key, scaling)
     return _Attention.apply(query, key, value, packed, scaling).transpose(1, 2), None
 
 
