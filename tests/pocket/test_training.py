@@ -143,7 +143,7 @@ def test_lettered_questions_are_the_harness_s_with_a_thought_an_option(family):
             letter = wording.LETTERS.index(answer)
             assert options == ["no"] * letter + [answer] + ["no"] * (len(options) - letter - 1)
             text = family.lead + "".join(t for t, _ in drill.pieces) + family.tail
-            _, ids, targets, _ = language.encode(family, drill)
+            _, ids, targets, *_ = language.encode(family, drill)
             assert [i for i, t in zip(ids, targets) if t == language.IGNORE] == family.ids(text)
             seen += 1
     assert seen > 30
@@ -188,6 +188,50 @@ def test_some_visual_tokens_are_shown_of_every_thing():
     for row, own in zip(keep, owner):
         assert set(own[row].tolist()) >= set(own.tolist()) - {-1}
     assert torch.equal(keep, language.keep_some(owner, 1, 2, seed=3))
+
+
+def test_a_drill_carries_the_things_that_hold_its_answer(family):
+    """Else heads would be taught to look elsewhere."""
+    seen = 0
+    for scene in (sample_scene("train", 1, i) for i in range(9)):
+        lessons = Lessons(scene, np.random.default_rng(0))
+        for drill in lessons.drills(40):
+            own = [scene.alone[i] for i in drill.evidence]
+            ask, answer = drill.pieces[-1]
+            if drill.kind in ("hop1", "lookup"):
+                (thing,) = own
+                said = {thing.name, thing.colour, thing.texture}
+                named = (said - {answer}) & set(ask.split())
+                assert answer in said and len(named) == (1 if drill.kind == "hop1" else 2)
+                seen += 1
+            elif drill.kind == "count":
+                assert len(own) == int(answer)
+        for drill in lessons.questions("gqa", 3):
+            assert drill.evidence <= set(range(len(scene.alone))) and drill.evidence
+    assert seen > 30
+
+
+def test_heads_are_taught_to_look_at_the_tokens_of_the_evidence(family):
+    """Two questions of one image, the second about nothing that is shown."""
+    encoded = [
+        ("hop1", [5, 6], [language.IGNORE, 6], [language.IGNORE] * 2, frozenset({1, 2})),
+        ("hop1", [5, 7, 8], [language.IGNORE] * 2 + [8], [language.IGNORE] * 3, frozenset({3})),
+    ]
+    packs = packing.collate([encoded], 0)
+    targets = packs.targets.flatten(1)
+    first = (targets[:, 1:] != language.IGNORE) & (targets[:, :-1] == language.IGNORE)
+    owner = torch.tensor([[0, 1, 1, 2, -1]])
+    gaze = language.gaze_of(packs, first, owner, visual=1, prefix=7, depth=8)
+    (place,) = (packs.segment[0].flatten() == 1).nonzero()[0]
+    assert gaze.asked.tolist() == [7 + int(place)] and gaze.layers == range(2, 6)
+    torch.testing.assert_close(gaze.evidence, torch.tensor([[0, 1, 1, 1, 0]]) / 3)
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 4, 7 + packs.ids[0].numel(), 8)
+    gaze.look(1, q, k, 0.3)
+    gaze.look(2, q, k, 0.3)
+    weights = (0.3 * q[0, :2, gaze.asked[0]] @ k[0, :2].mT)[:, [0, 1], 1:6].diagonal().T.softmax(-1)
+    expected = -(weights.log() * gaze.evidence).sum(-1).mean()
+    torch.testing.assert_close(torch.stack(gaze.losses), expected[None])
 
 
 def test_muon_step_is_orthogonal_and_lowers_the_loss():
