@@ -196,7 +196,7 @@ def test_a_drill_carries_the_things_that_hold_its_answer(family):
     for scene in (sample_scene("train", 1, i) for i in range(9)):
         lessons = Lessons(scene, np.random.default_rng(0))
         for drill in lessons.drills(40):
-            own = [scene.alone[i] for i in drill.evidence]
+            own = [scene.alone[i] for look in drill.looks for i in look]
             ask, answer = drill.pieces[-1]
             if drill.kind in ("hop1", "lookup"):
                 (thing,) = own
@@ -207,15 +207,16 @@ def test_a_drill_carries_the_things_that_hold_its_answer(family):
             elif drill.kind == "count":
                 assert len(own) == int(answer)
         for drill in lessons.questions("gqa", 3):
-            assert drill.evidence <= set(range(len(scene.alone))) and drill.evidence
+            assert drill.looks and frozenset.union(*drill.looks) <= set(range(len(scene.alone)))
     assert seen > 30
 
 
 def test_heads_are_taught_to_look_at_the_tokens_of_the_evidence(family):
-    """Two questions of one image, the second about nothing that is shown."""
+    """Two questions of one image that is shown with two tokens of thing 1 and one of 2; the second question
+    is about nothing that is shown."""
     encoded = [
-        ("hop1", [5, 6], [language.IGNORE, 6], [language.IGNORE] * 2, frozenset({1, 2})),
-        ("hop1", [5, 7, 8], [language.IGNORE] * 2 + [8], [language.IGNORE] * 3, frozenset({3})),
+        ("hop1", [5, 6], [language.IGNORE, 6], [language.IGNORE] * 2, (frozenset({1}), frozenset({2}))),
+        ("hop1", [5, 7, 8], [language.IGNORE] * 2 + [8], [language.IGNORE] * 3, (frozenset({3}),)),
     ]
     packs = packing.collate([encoded], 0)
     targets = packs.targets.flatten(1)
@@ -224,13 +225,13 @@ def test_heads_are_taught_to_look_at_the_tokens_of_the_evidence(family):
     gaze = language.gaze_of(packs, first, owner, visual=1, prefix=7, depth=8)
     (place,) = (packs.segment[0].flatten() == 1).nonzero()[0]
     assert gaze.asked.tolist() == [7 + int(place)] and gaze.layers == range(2, 6)
-    torch.testing.assert_close(gaze.evidence, torch.tensor([[0, 1, 1, 1, 0]]) / 3)
+    assert gaze.evidence.tolist() == [[[0, 0.5, 0.5, 0, 0]], [[0, 0, 0, 1, 0]]]
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 4, 7 + packs.ids[0].numel(), 8)
     gaze.look(1, q, k, 0.3)
     gaze.look(2, q, k, 0.3)
-    weights = (0.3 * q[0, :2, gaze.asked[0]] @ k[0, :2].mT)[:, [0, 1], 1:6].diagonal().T.softmax(-1)
-    expected = -(weights.log() * gaze.evidence).sum(-1).mean()
+    shares = (0.3 * torch.einsum("hd,hld->hl", q[0, :2, gaze.asked[0]], k[0, :2, 1:6])).softmax(-1)
+    expected = -(shares[0, 1:3].log().mean() + shares[1, 3].log()) / 2
     torch.testing.assert_close(torch.stack(gaze.losses), expected[None])
 
 
@@ -394,7 +395,7 @@ def test_packed_attention_has_the_gradients_of_a_masked_one():
     torch.manual_seed(0)
     images, prefix, rows, size = 2, 5, 3, 6
     segment = torch.randint(0, 3, (images, rows, size)).sort(2).values
-    packs = packing.Packs(segment, segment, segment, segment, segment, [])
+    packs = packing.Packs(segment, segment, segment, segment, segment, [], [])
     layout = packing.PackLayout.of(packs, prefix)
     length = prefix + rows * size
     sees = torch.zeros(images, 1, length, length, dtype=torch.bool)

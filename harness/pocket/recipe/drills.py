@@ -35,6 +35,11 @@ LETTERED = ("mmbench_en", "mmbench_cn", "scienceqa")
 DRILLS = ("hop1", *KINDS, "pick", "choose")
 
 
+Looks = tuple[frozenset[int], ...]
+#: Kinds whose evidence is two things, each with its part in the question.
+ORDERED = ("read", "meaning", "relation", "hop")
+
+
 @dataclass(frozen=True)
 class Drill:
     """A question in pieces of text, each with what the model shall think of at its end (None: nothing); the
@@ -42,32 +47,32 @@ class Drill:
 
     The thoughts in between are only trained, never said: the model reads its prompt at once. They pay where
     an answer takes several steps, as with lettered options. whole: it is a prompt as the harness words it,
-    which the family's chat template closes. evidence: numbers among `scene.alone` of the things that hold
-    the answer.
+    which the family's chat template closes. looks: at what its answer needs a look,
+    numbers among `scene.alone`: at all of them at once, or first at the one and then at the other.
     """
 
     kind: str
     pieces: tuple[tuple[str, str | None], ...]
     whole: bool = False
-    evidence: frozenset[int] = frozenset()
+    looks: Looks = ()
 
 
-def asked(task: str, row: wording.Row, evidence: frozenset[int] = frozenset()) -> Drill:
+def asked(task: str, row: wording.Row, looks: Looks = ()) -> Drill:
     """A benchmark's question as the harness words it, with a thought after each option: its letter if it is
     the right one, else "no".
     """
     question, answer = documents.prompt(task, row), documents.target(task, row)
     if task not in LETTERED:
-        return Drill(task, ((question, answer),), True, evidence)
+        return Drill(task, ((question, answer),), True, looks)
     pieces = re.split(r"(?=\n[A-D]\. |\n+(?:Answer with|请直接))", question)
     thoughts = [(answer if p[1] == answer else "no") if p[2:4] == ". " else None for p in pieces[:-1]]
-    return Drill(task, tuple(zip(pieces, [*thoughts, answer])), True, evidence)
+    return Drill(task, tuple(zip(pieces, [*thoughts, answer])), True, looks)
 
 
-def short(fact: Fact, evidence: frozenset[int]) -> Drill:
+def short(fact: Fact, looks: Looks) -> Drill:
     """A fact's question in its telling words."""
     words = [w for w in re.findall(r"\w+", fact.question) if not _SILENT.fullmatch(w)]
-    return Drill(fact.kind, (("".join(f" {w.lower()}" for w in words), fact.answer),), False, evidence)
+    return Drill(fact.kind, (("".join(f" {w.lower()}" for w in words), fact.answer),), False, looks)
 
 
 def single(scene: Scene) -> list[Drill]:
@@ -79,7 +84,7 @@ def single(scene: Scene) -> list[Drill]:
         colours[thing.colour].append(i)
 
     def drill(kind: str, ask: str, answer: str, things: list[int]) -> Drill:
-        return Drill(kind, ((f" {ask}", answer),), False, frozenset(things))
+        return Drill(kind, ((f" {ask}", answer),), False, (frozenset(things),))
 
     found = []
     for name, own in names.items():
@@ -114,6 +119,12 @@ def picks(rng: np.random.Generator, most: int) -> list[Drill]:
     return found
 
 
+def _looks(kind: str, things: Sequence[int]) -> Looks:
+    if kind in ORDERED:
+        return tuple(frozenset((thing,)) for thing in things)
+    return (frozenset(things),)
+
+
 class Lessons:
     """What one scene can be asked in training; the same generator gives the same questions."""
 
@@ -143,7 +154,7 @@ class Lessons:
         return singles + self._short(most - len(singles))
 
     def _short(self, most: int, of: Collection[str] = KINDS) -> list[Drill]:
-        return [short(f, frozenset(self._number[i] for i in f.evidence)) for f in self.facts(most, of)]
+        return [short(f, _looks(f.kind, [self._number[i] for i in f.evidence])) for f in self.facts(most, of)]
 
     def singles(self, most: int) -> list[Drill]:
         """Up to `most` of one word."""
@@ -170,5 +181,6 @@ class Lessons:
             rows = documents.ask(self._interview, task)
             if rows:
                 row = rows[int(self.rng.integers(len(rows)))]
-                found.append(asked(task, row, frozenset(self._boxes[tuple(box)] for box in row["evidence"])))
+                things = [self._boxes[tuple(box)] for box in row["evidence"]]
+                found.append(asked(task, row, _looks(row["kind"], things)))
         return found

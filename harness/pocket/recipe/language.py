@@ -82,7 +82,7 @@ def encode(family: PocketFamily, drill: Drill) -> Encoded:
     asides[-1] = IGNORE  # the last one is the answer
     reply = [*family.ids(f" {drill.pieces[-1][1]}"), family.tokenizer.eos_token_id]
     targets = [IGNORE] * len(ids) + reply
-    return drill.kind, ids + reply, targets, asides + [IGNORE] * (len(reply) - 1), drill.evidence
+    return drill.kind, ids + reply, targets, asides + [IGNORE] * (len(reply) - 1), drill.looks
 
 
 class Groups(IterableDataset):
@@ -233,12 +233,13 @@ def gaze_of(packs: Packs, first: Tensor, owner: Tensor, visual: int, prefix: int
     """
     asked = first[0].nonzero().flatten()
     numbers = packs.segment[0].flatten()[1:][asked] - 1
-    things = [torch.tensor(sorted(packs.evidence[0][n]), dtype=torch.int64) for n in numbers]
-    evidence = torch.stack([torch.isin(owner[0], own) for own in things]).float()
-    there = evidence.any(1)
+    looks = [packs.looks[0][n] or (frozenset(),) for n in numbers]
+    halves = [[torch.tensor(sorted(look[i]), dtype=torch.int64) for look in looks] for i in (0, -1)]
+    evidence = torch.stack([torch.stack([torch.isin(owner[0], own) for own in half]) for half in halves])
+    there = evidence.any(-1).all(0)
     if not there.any():
         return None
-    evidence = evidence[there] / evidence[there].sum(1, keepdim=True)
+    evidence = evidence[:, there] / evidence[:, there].sum(-1, keepdim=True)
     layers = range(depth // 4, max(1, 3 * depth // 4))
     return Gaze(layers, asked[there] + prefix, visual, evidence)
 

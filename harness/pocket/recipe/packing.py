@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from harness.pocket.recipe.drills import Looks
+
 IGNORE = -100
 #: Tokens of a row, or of the longest question where that is longer.
 ROW = 64
 NAME = "packed_questions"
 
-#: kind, ids, targets, asides, evidence
-Encoded = tuple[str, list[int], list[int], list[int], frozenset[int]]
+#: kind, ids, targets, asides, looks
+Encoded = tuple[str, list[int], list[int], list[int], Looks]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Packs:
         segment: number of the question among its image's, from 1; 0: padding.
         offset: place within its question.
         kinds: of each image's questions, by `segment` - 1.
-        evidence: of the same, the numbers of the things that hold the answer.
+        looks: of the same, see `drills.Drill`.
     """
 
     ids: Tensor
@@ -44,7 +46,7 @@ class Packs:
     segment: Tensor
     offset: Tensor
     kinds: list[list[str]]
-    evidence: list[list[frozenset[int]]]
+    looks: list[list[Looks]]
 
     @property
     def wanted(self) -> Tensor:
@@ -85,19 +87,21 @@ def collate(packs: Sequence[Sequence[Encoded]], pad: int) -> Packs:
                 asides[place], segment[place] = torch.tensor(aside), i + 1
                 offset[place] = torch.arange(len(question))
                 at += len(question)
-    kinds, evidence = ([[question[i] for question in pack] for pack in packs] for i in (0, -1))
-    return Packs(ids, targets, asides, segment, offset, kinds, evidence)
+    kinds, looks = ([[question[i] for question in pack] for pack in packs] for i in (0, -1))
+    return Packs(ids, targets, asides, segment, offset, kinds, looks)
 
 
 @dataclass
 class Gaze:
-    """Where the answers about one image are looked for, in some layers' first half of heads.
+    """Where the answers about one image are looked for, by the first half of the heads of some layers. Where
+    a question needs two looks, one half of these does the one, the other half the other.
 
     Attributes:
         layers: numbers of those layers.
         asked: int64 [A], places in the sequence from which answers are read.
         first: place of the first visual token.
-        evidence: float32 [A, K], which of the K visual tokens hold the answer, in equal shares that sum to 1.
+        evidence: float32 [2, A, K], of each half which of the K visual tokens hold the answer, in equal
+            shares that sum to 1.
         losses: of each layer so far, the cross-entropy of attention among the visual tokens against it.
     """
 
@@ -110,10 +114,11 @@ class Gaze:
     def look(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
         """q, k: float32 [1, H, L, d] of that layer."""
         if layer in self.layers:
-            heads = slice(max(1, q.shape[1] // 2))
-            visual = slice(self.first, self.first + self.evidence.shape[1])
+            heads = slice(q.shape[1] // 4 * 2)
+            visual = slice(self.first, self.first + self.evidence.shape[-1])
             logits = scale * q[0, heads, self.asked] @ k[0, heads, visual].mT
-            self.losses.append(-(self.evidence * logits.log_softmax(-1)).sum(-1).mean())
+            shares = logits.log_softmax(-1).unflatten(0, (2, -1))
+            self.losses.append(-(self.evidence[:, None] * shares).sum(-1).mean())
 
 
 @dataclass(frozen=True)
