@@ -37,7 +37,7 @@ from harness.pocket.recipe.tower import regimes
 
 BATCH = 4
 #: Learning rates of the stages, in their order.
-LR = {"drills": 2e-3, "questions": 2e-3, "depth": 1e-3}
+LR = {"drills": 2e-3, "questions": 2e-3, "depth": 5e-4}
 #: What is added to the seed of the scenes of each stage.
 STREAMS = {"drills": 10, "questions": 20, "depth": 30}
 #: A layer becomes so many in the end.
