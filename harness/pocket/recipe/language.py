@@ -109,7 +109,8 @@ class Groups(IterableDataset):
                 of_scene, letters, both = BESIDE if done < LETTERED_FROM else BESIDE_LATER
                 drills += lessons.drills(of_scene)
                 drills += [*picks(lessons.rng, letters), *lessons.chooses(both)]
-        return [encode(self.family, drill) for drill in drills]
+        # about a lone word no benchmark asks anything
+        return [encode(self.family, drill) for drill in drills or lessons.drills(ALONE)]
 
     def scenes(self, step: int) -> tuple[list[Scene], list[list[list[Encoded]]]]:
         """The scenes of a batch that is asked at that step first, and for each of its rounds a pack for every
