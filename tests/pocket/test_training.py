@@ -235,6 +235,15 @@ def test_heads_are_taught_to_look_at_the_tokens_of_the_evidence(family):
     torch.testing.assert_close(torch.stack(gaze.losses), expected[None])
 
 
+def test_a_scene_that_no_benchmark_asks_about_is_asked_drills(family):
+    """A training stopped three quarters through the stage at the first lone word."""
+    scenes = (sample_scene("train", 3, i, "sparse") for i in range(400))
+    lone = next(s for s in scenes if len(s.things) == 1 and s.things[0].is_text)
+    groups = language.Groups(family, "questions", 0, 0, 100, 1)
+    pack = groups.pack(Lessons(lone, np.random.default_rng(0)), 0.9)
+    assert pack and packing.collate([pack], 0).ids.shape[1] == 1
+
+
 def test_muon_step_is_orthogonal_and_lowers_the_loss():
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(24, 40) * 0.1)
