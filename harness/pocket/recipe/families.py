@@ -126,10 +126,13 @@ class PocketFamily(ABC):
         """Visual tokens [B, N, D]."""
 
     @abstractmethod
-    def positions(self, grid: tuple[int, int], keep: Tensor, offset: Tensor) -> Tensor:
+    def positions(
+        self, grid: tuple[int, int], keep: Tensor, offset: Tensor, renumbered: bool = False
+    ) -> Tensor:
         """Rotary positions of a packed sequence: the head, the kept visual tokens, the image's end, the
         questions. keep: int64 [B, K]. offset: place of each text token within its question, [B, M].
-        Returns [B, L], or [3, B, L]."""
+        renumbered: where the family's pruning methods do it, the kept tokens follow each other, and the text
+        follows them. Returns [B, L], or [3, B, L]."""
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -206,11 +209,12 @@ class PocketLlava(PocketFamily):
     def visual(self, model, features):
         return self.connector(model)(features)
 
-    def positions(self, grid, keep, offset):
-        start, rows = len(self.head_ids), len(keep)
-        return torch.cat(
-            [torch.arange(start).expand(rows, -1), start + keep, start + grid[0] * grid[1] + offset], 1
-        )
+    def positions(self, grid, keep, offset, renumbered=False):
+        start, rows, tokens = len(self.head_ids), len(keep), grid[0] * grid[1]
+        if renumbered:
+            tokens = keep.shape[1]
+            keep = torch.arange(tokens).expand(rows, -1)
+        return torch.cat([torch.arange(start).expand(rows, -1), start + keep, start + tokens + offset], 1)
 
 
 class PocketQwen(PocketFamily):
@@ -277,8 +281,8 @@ class PocketQwen(PocketFamily):
     def visual(self, model, features):
         return self.connector(model)(features).unflatten(0, (len(features), -1))
 
-    def positions(self, grid, keep, offset):
-        rows, start = len(keep), len(self.head_ids)
+    def positions(self, grid, keep, offset, renumbered=False):
+        rows, start = len(keep), len(self.head_ids)  # M-RoPE's positions are never renumbered
         places = torch.cartesian_prod(*map(torch.arange, (1, *grid))).T[:, None].expand(-1, rows, -1)
         places = places.gather(2, keep.expand(3, -1, -1))
         end = start + max(grid)

@@ -7,9 +7,10 @@ First the connector alone is fitted: a patch shall stand, in the embedding space
 thing are. Stage "drills" asks in a few tokens, stage "questions" asks the benchmarks' questions beside
 drills, those with lettered options last; many are packed behind one image (`packing`). Each sees the image
 and itself only, at the positions it has in a conversation of one turn, so a packed sequence trains exactly
-what is asked at evaluation. For most of the training the language model is given only some visual tokens (of
-each thing and of the background, at their own positions), which makes a step several times cheaper; the last
-part gives it all, as at evaluation.
+what is asked at evaluation. For most of the training the language model is given only some visual tokens, of
+each thing and of the background, which makes a step several times cheaper; the last part gives it all, as at
+evaluation. Some stand at their own positions, or, in half of the questions, renumbered as methods that prune
+before the language model leave them: so places are read off what a token holds, too.
 """
 
 from __future__ import annotations
@@ -179,13 +180,14 @@ def answer_loss(
     keep: Tensor | None,
     packs: Packs,
     owner: Tensor | None = None,
+    renumbered: bool = False,
 ) -> tuple[Tensor, dict[str, list[int]]]:
     """Loss over the answers of packed questions about images of one size, and [right, asked] of first answer
     tokens by kind.
 
     features: of `PocketFamily.features`, B images. keep: int64 [B, K], the visual tokens shown; None: all.
     owner: int64 [B, N], see `keep_some`, of one image (B = 1): the loss is also of where answers are looked
-    for (`gaze_of`), with weight GAZE.
+    for (`gaze_of`), with weight GAZE. renumbered: see `PocketFamily.positions`.
     """
     language, images = model.model.language_model, len(features)
     visual = family.visual(model, features)
@@ -207,7 +209,7 @@ def answer_loss(
         hidden = language(
             inputs_embeds=x,
             attention_mask=torch.empty(1, 1, 0, 0),  # four-dimensional: it makes none of its own
-            position_ids=family.positions(grid, keep, packs.offset.flatten(1)),
+            position_ids=family.positions(grid, keep, packs.offset.flatten(1), renumbered),
             use_cache=False,
             packed=PackLayout.of(packs, prefix, gaze),
         ).last_hidden_state[:, prefix:-1]
@@ -254,13 +256,14 @@ def step_gradients(
     keep: Tensor | None,
     packs: Sequence[Packs],
     owner: Tensor | None = None,
+    renumbered: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     """`answer_loss` of a step, and the share of right answers by kind; its gradients are left in `.grad`.
 
     threads: of one core each (`one_thread`). Each takes an image at a time, whose activations stay in a
     core's cache: nearly twice as fast as all images at once with every operation split over the cores.
-    packs: of one image each. owner: see `answer_loss`; None: no loss of where answers are looked for.
-    Gradients are added up in the images' order, so they do not depend on which
+    packs: of one image each. owner, renumbered: see `answer_loss`; no owner: no loss of where answers are
+    looked for. Gradients are added up in the images' order, so they do not depend on which
     thread was first.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -270,7 +273,7 @@ def step_gradients(
         own = slice(i, i + 1)
         shown = None if keep is None else keep[own]
         looked = None if owner is None else owner[own]
-        loss, score = answer_loss(family, model, features[own], grid, shown, packs[i], looked)
+        loss, score = answer_loss(family, model, features[own], grid, shown, packs[i], looked, renumbered)
         loss = loss * (answers[i] / sum(answers))
         return loss.detach(), score, torch.autograd.grad(loss, trained)
 
@@ -439,8 +442,9 @@ def train(family: PocketFamily, stage: TrainingStage, model: nn.Module, seed: in
                 show = shown(stage.name, step / stage.steps)
                 keep = keep_some(owner, *show, seed=seed * 1_000_003 + step) if show else None
                 looked = owner if keep is not None else None
+                renumbered = stage.name == "questions" and keep is not None and turn % 2 == 1
                 loss, report = step_gradients(
-                    threads, family, model, features[at], grid, keep, packs[turn], looked
+                    threads, family, model, features[at], grid, keep, packs[turn], looked, renumbered
                 )
                 if not stage.advance(loss, report, every=25):
                     return

@@ -30,7 +30,7 @@ class TrainingPlan:
 
 
 #: Of either backbone, for 6 hours at most on two cores that do nothing else (docs/pocket.md has the times).
-PLAN = TrainingPlan(2600, 1000, 2400, 120)
+PLAN = TrainingPlan(2600, 1000, 4000, 200)
 
 
 def train(
