@@ -7,8 +7,9 @@ their cuts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def run(
     find(backbone_name)
     pruners = [registry.build(spec, budget=budget) for spec in methods]
     backbone = backbones.load(backbone_name, device=device)
-    pictures = pictures or scenes(question, backbone.family.any_size)
+    pictures = pictures or scenes(question, backbone)
     rows = [[look(backbone, pruner, picture) for pruner in pruners] for picture in pictures]
     draw(pictures, methods, rows, [grid_of(backbone, p) for p in pictures], out)
     for picture, row in zip(pictures, rows):
@@ -77,23 +78,19 @@ def run(
     return 0
 
 
-def scenes(question: str | None, varied: bool = False) -> list[Picture]:
-    """The first scene of Pocket-8's evaluation split with 2 things, and the first with 12."""
-    from itertools import count
+def scenes(question: str | None, backbone) -> list[Picture]:
+    """Of the held-out scenes of Pocket-8 that the backbone is asked about, the first with at most two things
+    and the first with twelve or more. question: None: its first one."""
+    from harness.pocket.supplies import PocketSupplies
 
-    from harness.drawings.scenes import SQUARE, render, sample_scene, varied_canvas
-    from harness.pocket.data import documents
-    from harness.pocket.data.build import SEED
+    source = PocketSupplies().held_out(backbone)
 
-    found = []
-    for things in (2, 12):
-        canvases = (varied_canvas(SEED, i) if varied else SQUARE for i in count())
-        drawn = (sample_scene("eval", SEED, i, canvas=canvas) for i, canvas in enumerate(canvases))
-        scene = next(s for s in drawn if len(s.things) == things)
-        row = documents.rows("vqav2", scene, np.random.default_rng(0))[0]
-        asked = question or documents.prompt("vqav2", row)
-        found.append(Picture(render(scene), asked, "" if question else documents.target("vqav2", row)))
-    return found
+    def first(fits: Callable[[int], bool]) -> Picture:
+        example = next(e for e in map(source.__getitem__, count()) if fits(e.things))
+        asked, answer = (question, "") if question else example.asked[0]
+        return Picture(example.image, asked, answer)
+
+    return [first(lambda n: n <= 2), first(lambda n: n >= 12)]
 
 
 def look(backbone, pruner, picture: Picture) -> Kept:

@@ -64,6 +64,7 @@ def test_command(tiny_checkpoint, picture, tmp_path, capsys):
         overlay._from_file(tmp_path / "none.png", "What?")
 
 
-def test_default_scenes():
-    sparse, dense = overlay.scenes(None)
+def test_default_scenes(backbone):
+    sparse, dense = overlay.scenes(None, backbone)
     assert sparse.answer and dense.answer and sparse.image.size == dense.image.size == (336, 336)
+    assert {p.question for p in overlay.scenes("What?", backbone)} == {"What?"}

@@ -51,7 +51,7 @@ def test_all_shipped_policies_are_sealed_and_load():
 
 
 def test_another_policys_weights_under_this_name(path):
-    shutil.copy(SHIPPED / "k192.safetensors", path)
+    shutil.copy(SHIPPED.parent / "pocket-qwen" / "k48.safetensors", path)
     refused(path, r"k64\.safetensors holds other weights than k64\.json")
 
 
