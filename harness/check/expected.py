@@ -107,6 +107,7 @@ class Expected:
         row |= {name: 100 * sum(scores) / len(scores) for name, scores in parts.items()}
         return row | {"hard": self._hard(method, block)}
 
+    @functools.cache  # noqa: B019  one object per checked run
     def _right(self, method: Method) -> dict[tuple[str, int], bool]:
         """By (task, row): whether the answer is right."""
         documents = {t: r["documents"] for t, r in self.cells(method).items() if done(r)}
@@ -115,9 +116,9 @@ class Expected:
     def _hard(self, method: Method, block: float) -> float:
         """Of the questions that vanilla has right and downsampling to the same budget has wrong."""
         vanilla, reduced = self._right(("vanilla", None)), self._right(("downsample", block))
-        right = self._right(method)
-        hard = [q for q in vanilla if q in reduced and vanilla[q] and not reduced[q]]
-        if not hard or any(q in vanilla and q not in right for q in reduced):
+        right, shared = self._right(method), vanilla.keys() & reduced.keys()
+        hard = [q for q in shared if vanilla[q] and not reduced[q]]
+        if not hard or not right.keys() >= shared:
             return math.nan
         return 100 * sum(right[q] for q in hard) / len(hard)
 

@@ -219,10 +219,8 @@ def test_heads_are_taught_to_look_at_the_tokens_of_the_evidence(family):
         ("hop1", [5, 7, 8], [language.IGNORE] * 2 + [8], [language.IGNORE] * 3, (frozenset({3}),)),
     ]
     packs = packing.collate([encoded], 0)
-    targets = packs.targets.flatten(1)
-    first = (targets[:, 1:] != language.IGNORE) & (targets[:, :-1] == language.IGNORE)
     owner = torch.tensor([[0, 1, 1, 2, -1]])
-    gaze = language.gaze_of(packs, first, owner, visual=1, prefix=7, depth=8)
+    gaze = language.gaze_of(packs, owner, visual=1, prefix=7, depth=8)
     (place,) = (packs.segment[0].flatten() == 1).nonzero()[0]
     assert gaze.asked.tolist() == [7 + int(place)] and gaze.layers == range(2, 6)
     assert gaze.evidence.tolist() == [[[0, 0.5, 0.5, 0, 0]], [[0, 0, 0, 1, 0]]]

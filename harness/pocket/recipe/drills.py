@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.drawings import wording
 from harness.drawings.facts import CATEGORIES, plural
-from harness.drawings.v2.facts import KINDS, NUMBERS, Fact
+from harness.drawings.v2.facts import KINDS, NUMBERS, Fact, roots
 from harness.drawings.v2.interview import Interview
 from harness.drawings.v2.scenes import COLOURS, DIGITS, SHAPES, TEXTURES, WORDS, Scene, shares
 from harness.pocket.data import documents
@@ -33,11 +33,10 @@ DOMAINS = (
 LETTERED = ("mmbench_en", "mmbench_cn", "scienceqa")
 #: Kinds of drills: one word asks ("hop1"), one kind of fact each, an option's letter ("pick", "choose").
 DRILLS = ("hop1", *KINDS, "pick", "choose")
-
-
-Looks = tuple[frozenset[int], ...]
 #: Kinds whose evidence is two things, each with its part in the question.
 ORDERED = ("read", "meaning", "relation", "hop")
+
+Looks = tuple[frozenset[int], ...]
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Drill:
 
     The thoughts in between are only trained, never said: the model reads its prompt at once. They pay where
     an answer takes several steps, as with lettered options. whole: it is a prompt as the harness words it,
-    which the family's chat template closes. looks: at what its answer needs a look,
-    numbers among `scene.alone`: at all of them at once, or first at the one and then at the other.
+    which the family's chat template closes. looks: the things that its answer needs a look at, by their
+    numbers among `scene.alone`: all of them at once, or first the one and then the other.
     """
 
     kind: str
@@ -57,22 +56,22 @@ class Drill:
     looks: Looks = ()
 
 
-def asked(task: str, row: wording.Row, looks: Looks = ()) -> Drill:
+def asked(task: str, row: wording.Row, looks: Looks) -> Drill:
     """A benchmark's question as the harness words it, with a thought after each option: its letter if it is
     the right one, else "no".
     """
     question, answer = documents.prompt(task, row), documents.target(task, row)
     if task not in LETTERED:
-        return Drill(task, ((question, answer),), True, looks)
+        return Drill(task, ((question, answer),), whole=True, looks=looks)
     pieces = re.split(r"(?=\n[A-D]\. |\n+(?:Answer with|请直接))", question)
     thoughts = [(answer if p[1] == answer else "no") if p[2:4] == ". " else None for p in pieces[:-1]]
-    return Drill(task, tuple(zip(pieces, [*thoughts, answer])), True, looks)
+    return Drill(task, tuple(zip(pieces, [*thoughts, answer])), whole=True, looks=looks)
 
 
 def short(fact: Fact, looks: Looks) -> Drill:
     """A fact's question in its telling words."""
     words = [w for w in re.findall(r"\w+", fact.question) if not _SILENT.fullmatch(w)]
-    return Drill(fact.kind, (("".join(f" {w.lower()}" for w in words), fact.answer),), False, looks)
+    return Drill(fact.kind, (("".join(f" {w.lower()}" for w in words), fact.answer),), looks=looks)
 
 
 def single(scene: Scene) -> list[Drill]:
@@ -84,7 +83,7 @@ def single(scene: Scene) -> list[Drill]:
         colours[thing.colour].append(i)
 
     def drill(kind: str, ask: str, answer: str, things: list[int]) -> Drill:
-        return Drill(kind, ((f" {ask}", answer),), False, (frozenset(things),))
+        return Drill(kind, ((f" {ask}", answer),), looks=(frozenset(things),))
 
     found = []
     for name, own in names.items():
@@ -119,12 +118,6 @@ def picks(rng: np.random.Generator, most: int) -> list[Drill]:
     return found
 
 
-def _looks(kind: str, things: Sequence[int]) -> Looks:
-    if kind in ORDERED:
-        return tuple(frozenset((thing,)) for thing in things)
-    return (frozenset(things),)
-
-
 class Lessons:
     """What one scene can be asked in training; the same generator gives the same questions."""
 
@@ -132,9 +125,9 @@ class Lessons:
         self.scene, self.rng = scene, rng
         self._interview = Interview(scene, rng, disjoint=False)
         self._single = single(scene)
-        numbers = {scene.things.index(thing): i for i, thing in enumerate(scene.alone)}
-        self._number = [numbers[i if t.host < 0 else t.host] for i, t in enumerate(scene.things)]
-        self._boxes = {tuple(box): i for box, i in zip(shares(scene, scene.things), self._number)}
+        alone = [i for i, thing in enumerate(scene.things) if thing.host < 0]
+        self._alone = {i: number for number, i in enumerate(alone)}
+        self._boxes = {tuple(box): i for i, box in enumerate(shares(scene, scene.things))}
 
     def facts(self, most: int, of: Collection[str] = KINDS) -> list[Fact]:
         """Facts of these kinds in turn, of a kind all answers in turn."""
@@ -154,7 +147,12 @@ class Lessons:
         return singles + self._short(most - len(singles))
 
     def _short(self, most: int, of: Collection[str] = KINDS) -> list[Drill]:
-        return [short(f, _looks(f.kind, [self._number[i] for i in f.evidence])) for f in self.facts(most, of)]
+        return [short(fact, self._looks(fact.kind, fact.evidence)) for fact in self.facts(most, of)]
+
+    def _looks(self, kind: str, evidence: Sequence[int]) -> Looks:
+        """evidence: as of a `Fact`."""
+        groups = [(i,) for i in evidence] if kind in ORDERED else [evidence]
+        return tuple(frozenset(self._alone[i] for i in roots(self.scene, group)) for group in groups)
 
     def singles(self, most: int) -> list[Drill]:
         """Up to `most` of one word."""
@@ -181,6 +179,6 @@ class Lessons:
             rows = documents.ask(self._interview, task)
             if rows:
                 row = rows[int(self.rng.integers(len(rows)))]
-                things = [self._boxes[tuple(box)] for box in row["evidence"]]
-                found.append(asked(task, row, _looks(row["kind"], things)))
+                evidence = [self._boxes[tuple(box)] for box in row["evidence"]]
+                found.append(asked(task, row, self._looks(row["kind"], evidence)))
         return found

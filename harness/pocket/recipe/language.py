@@ -197,13 +197,11 @@ def answer_loss(
         visual = visual.gather(1, keep[..., None].expand(-1, -1, visual.shape[-1]))
     embed = language.embed_tokens
     head, end = (embed(ids).expand(images, -1, -1) for ids in (family.head_ids, family.end_ids))
-    targets, segment, wanted = packs.targets.flatten(1), packs.segment.flatten(1), packs.wanted
-    first = (targets[:, 1:] != IGNORE) & (targets[:, :-1] == IGNORE)
     prefix = head.shape[1] + visual.shape[1] + end.shape[1]
     gaze = None
     if owner is not None:
         owner = owner.gather(1, keep)
-        gaze = gaze_of(packs, first, owner, head.shape[1], prefix, len(language.layers))
+        gaze = gaze_of(packs, owner, head.shape[1], prefix, len(language.layers))
     x = torch.cat([head, visual, end, embed(packs.ids.flatten(1))], 1)
     with attention_of(language):
         hidden = language(
@@ -213,6 +211,7 @@ def answer_loss(
             use_cache=False,
             packed=PackLayout.of(packs, prefix, gaze),
         ).last_hidden_state[:, prefix:-1]
+    segment, wanted = packs.segment.flatten(1), packs.wanted
     answers = wanted != IGNORE
     logits = model.lm_head(hidden[answers])
     loss = F.cross_entropy(logits, wanted[answers])
@@ -221,20 +220,20 @@ def answer_loss(
     right = torch.zeros_like(answers)
     right[answers] = logits.detach().argmax(-1) == wanted[answers]
     score: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for b, s in zip(*first.nonzero(as_tuple=True)):
+    for b, s in zip(*packs.first.nonzero(as_tuple=True)):
         kind = packs.kinds[int(b)][int(segment[b, s + 1]) - 1]
         score[kind][0] += int(right[b, s])
         score[kind][1] += 1
     return loss, score
 
 
-def gaze_of(packs: Packs, first: Tensor, owner: Tensor, visual: int, prefix: int, depth: int) -> Gaze | None:
+def gaze_of(packs: Packs, owner: Tensor, visual: int, prefix: int, depth: int) -> Gaze | None:
     """Of one image, for the middle half of the layers; None if no token shown holds an answer.
 
-    first: bool [1, R * C - 1], the tokens that first answers are read from. owner: int64 [1, K], of the
-    visual tokens shown. visual, prefix: places of the first of them and of the first question. depth: layers.
+    owner: int64 [1, K], of the visual tokens shown. visual, prefix: places of the first of them and of the
+    first question. depth: layers.
     """
-    asked = first[0].nonzero().flatten()
+    asked = packs.first[0].nonzero().flatten()
     numbers = packs.segment[0].flatten()[1:][asked] - 1
     looks = [packs.looks[0][n] or (frozenset(),) for n in numbers]
     halves = [[torch.tensor(sorted(look[i]), dtype=torch.int64) for look in looks] for i in (0, -1)]

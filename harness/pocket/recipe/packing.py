@@ -54,6 +54,12 @@ class Packs:
         none; elsewhere IGNORE."""
         return torch.where(self.asides == IGNORE, self.targets, self.asides).flatten(1)[:, 1:]
 
+    @property
+    def first(self) -> Tensor:
+        """The tokens that the answers' first tokens are read from, bool [B, R * C - 1]."""
+        targets = self.targets.flatten(1)
+        return (targets[:, 1:] != IGNORE) & (targets[:, :-1] == IGNORE)
+
 
 def rows_of(questions: Sequence[Encoded], size: int) -> list[list[int]]:
     """Numbers of the questions in each row: the longest first, each into the first row with room."""

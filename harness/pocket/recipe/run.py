@@ -69,15 +69,15 @@ def train(
         "head": model.lm_head,
     }
     language.make_shallow(model)
-    for name, lr in language.LR.items():
+    for part, lr in language.LR.items():
         if stage.name != "tower":
             for key, module in modules.items():
                 module.load_state_dict(stage_weights(stage.path, key))
-        if name == "depth":
+        if part == "depth":
             language.deepen(model)
         optimiser = Optimiser(modules, ("layers", "linear_2"), lr)
-        stage = TrainingStage(state, name, getattr(plan, name), modules, optimiser, stop_at)
-        if not stage.resume() and name == "drills":
+        stage = TrainingStage(state, part, getattr(plan, part), modules, optimiser, stop_at)
+        if not stage.resume() and part == "drills":
             torch.manual_seed(seed + 1)
             language.start(model)
             explained = language.align(family, model, seed, plan.align_scenes, plan.align_steps)
